@@ -1,0 +1,38 @@
+"""Rows from here to there, and the count of accepted drafts."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def embed_kernel(ids, table, y, first, num_table_rows, width, BLOCK: tl.constexpr):
+    """ids [M], table [Vr, H], y [M, H]; ids outside [first, first + Vr) give zeros"""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # a block, not a scalar: the interpreter has no mask of a block and a scalar
+    local = tl.load(ids + row) - first + tl.zeros([BLOCK], dtype=tl.int64)
+    inside = (column < width) & (local >= 0) & (local < num_table_rows)
+    x = tl.load(table + local * width + column, mask=inside, other=0.0)
+    tl.store(y + row * width + column, x, mask=column < width)
+
+
+@triton.jit
+def gather_rows_kernel(x, index, y, num_rows, width, BLOCK: tl.constexpr):
+    """x [B, T, C], index [B], y [B, C]; num_rows = T"""
+    batch = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = batch * num_rows + tl.load(index + batch)
+    value = tl.load(x + row * width + column, mask=column < width)
+    tl.store(y + batch * width + column, value, mask=column < width)
+
+
+@triton.jit
+def accept_greedy_kernel(drafted, chosen, accepted, num_drafted, BLOCK: tl.constexpr):
+    """drafted [B, K], chosen [B, K+1], accepted [B]"""
+    batch = tl.program_id(0).to(tl.int64)
+    step = tl.arange(0, BLOCK)
+    inside = step < num_drafted
+    draft = tl.load(drafted + batch * num_drafted + step, mask=inside, other=-1)
+    choice = tl.load(chosen + batch * (num_drafted + 1) + step, mask=inside, other=-1)
+    first_miss = tl.min(tl.where(inside & (draft != choice), step, num_drafted), 0)
+    tl.store(accepted + batch, first_miss.to(tl.int64))

@@ -1,0 +1,213 @@
+"""The operations as Triton kernels. Signatures and shapes: `optimized/ops/table.py`; kernels: `optimized/ops/kernels`.
+
+Fixed tiles whatever the number of rows, so the chain rule holds by construction. Serves float32, float16 and bfloat16.
+Without a GPU the same kernels run under TRITON_INTERPRET=1, set before triton is imported; bfloat16 is wrong there.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from optimized.ops.angles import Angles
+from optimized.ops.aten import Aten
+from optimized.ops.chance import uniform
+from optimized.ops.kernels.attention import attend_chunk_kernel, attend_merge_kernel
+from optimized.ops.kernels.head import argmax_kernel, head_merge_kernel, head_tile_kernel
+from optimized.ops.kernels.linear import gate_up_kernel, linear_kernel
+from optimized.ops.kernels.moves import accept_greedy_kernel, embed_kernel, gather_rows_kernel
+from optimized.ops.kernels.norm import add_rmsnorm_kernel
+from optimized.ops.kernels.rope import rope_kernel
+from optimized.ops.slots import checked
+from optimized.ops.tiles import BUCKETS, KeyTile, Tile, bucket, key_tile, tile
+
+# beyond the largest bucket a step is a prefill, where cuBLAS is at home and the chain rule asks nothing
+PREFILL_FROM = BUCKETS[-1] + 1
+MERGE_ROWS = 4
+ROPE_HEADS = 8
+MOVE_COLUMNS = 1024
+ARGMAX_COLUMNS = 4096
+
+
+class Triton:
+    """Kernel launches; `tile` and `key_tile` override the table, for tests that want many small blocks."""
+
+    def __init__(self, num_rows: int = 16, tile: Tile | None = None, key_tile: KeyTile | None = None) -> None:
+        self.bucket = bucket(num_rows)
+        self._tile, self._key_tile = tile, key_tile
+        self._prefill = Aten()
+        self._angles = Angles()
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """weight [N, K] -> [N, K]"""
+        return weight.contiguous()
+
+    def embed(self, ids: Tensor, table: Tensor, first: int | None = None) -> Tensor:
+        """ids [M], table [Vr, H] -> [M, H]"""
+        width = table.shape[1]
+        y = table.new_empty(ids.shape[0], width)
+        grid = (ids.shape[0], triton.cdiv(width, MOVE_COLUMNS))
+        embed_kernel[grid](ids, table, y, first or 0, table.shape[0], width, BLOCK=MOVE_COLUMNS)
+        return y
+
+    def add_rmsnorm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """x [M, H], residual [M, H] or None, weight [H] -> [M, H], [M, H]"""
+        num_rows, width = x.shape
+        block, has_residual = triton.next_power_of_2(width), residual is not None
+        normed = torch.empty_like(x)
+        total = torch.empty_like(x) if has_residual else x
+        # bytes in flight: a wide row wants more warps
+        num_warps = max(4, min(16, block // 512))
+        add_rmsnorm_kernel[(num_rows,)](
+            x, residual, weight, normed, total, width, eps, HAS_RESIDUAL=has_residual, BLOCK=block, num_warps=num_warps
+        )
+        return normed, total
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [M, K], weight [N, K], bias [N] or None -> [M, N]"""
+        if x.shape[0] >= PREFILL_FROM:
+            return self._prefill.linear(x, weight, bias)
+        y = x.new_empty(x.shape[0], weight.shape[0])
+        t = self._tile_of(weight.shape[0], weight)
+        grid = (triton.cdiv(weight.shape[0], t.block_n), triton.cdiv(x.shape[0], t.block_m))
+        linear_kernel[grid](
+            x, weight, bias, y, x.shape[0], *weight.shape, HAS_BIAS=bias is not None, **_meta(t, x.shape[1])
+        )
+        return y
+
+    def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [M, K], weight [2I, K], bias [2I] or None -> [M, I]"""
+        if x.shape[0] >= PREFILL_FROM:
+            return self._prefill.gate_up_act(x, weight, bias)
+        width = weight.shape[0] // 2
+        y = x.new_empty(x.shape[0], width)
+        t = self._tile_of(width, weight)
+        grid = (triton.cdiv(width, t.block_n), triton.cdiv(x.shape[0], t.block_m))
+        gate_up_kernel[grid](
+            x, weight, bias, y, x.shape[0], width, x.shape[1], HAS_BIAS=bias is not None, **_meta(t, x.shape[1])
+        )
+        return y
+
+    def qk_rope_kv_write(
+        self,
+        qkv: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        inv_freq: Tensor,
+        rope_scale: float,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        """qkv [M, (N+2G)*D], positions [M], slots [M], caches [B, S, G, D] -> q [M, N, D]"""
+        num_rows, (batch, num_slots, kv_heads, width) = qkv.shape[0], k_cache.shape
+        slots = checked(slots, num_rows)
+        q_heads = qkv.shape[1] // width - 2 * kv_heads
+        turns = self._angles(inv_freq, rope_scale, num_slots, width, qkv.dtype)
+        q = qkv.new_empty(num_rows, q_heads, width)
+        rope_kernel[(num_rows, triton.cdiv(q_heads + 2 * kv_heads, ROPE_HEADS))](
+            *(qkv, positions.contiguous(), slots, turns.cos_sin, turns.partner),
+            *(k_cache.view(-1), v_cache.view(-1), q_norm, k_norm, q),
+            *(num_slots, batch * num_slots, eps),
+            Q_HEADS=q_heads,
+            KV_HEADS=kv_heads,
+            WIDTH=width,
+            NORM_Q=q_norm is not None,
+            NORM_K=k_norm is not None,
+            HEADS=ROPE_HEADS,
+            BLOCK=triton.next_power_of_2(width),
+        )
+        return q
+
+    def attend(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        positions: Tensor,
+        scale: float,
+        window: int | None = None,
+        num_slots: int | None = None,
+    ) -> Tensor:
+        """q [B, T, N, D], caches [B, S, G, D], positions [B, T] -> [B, T, N*D]"""
+        batch, num_queries, q_heads, width = q.shape
+        if batch * num_queries >= PREFILL_FROM:
+            return self._prefill.attend(q, k_cache, v_cache, positions, scale, window, num_slots)
+        size, kv_heads = k_cache.shape[1:3]
+        t = self._key_tile or key_tile(width, q.element_size())
+        block_d = max(16, triton.next_power_of_2(width))
+        rows, chunks = batch * num_queries * q_heads, triton.cdiv(min(num_slots or size, size), t.chunk)
+        partial = q.new_empty(rows, chunks, width, dtype=torch.float32)
+        tops, totals = (q.new_empty(rows, chunks, dtype=torch.float32) for _ in range(2))
+        grid = (chunks, triton.cdiv(num_queries * (q_heads // kv_heads), t.block_m), batch * kv_heads)
+        attend_chunk_kernel[grid](
+            *(q.contiguous(), k_cache.view(-1), v_cache.view(-1), positions.contiguous(), partial, tops, totals),
+            *(scale, num_queries, size, window or 0),
+            HAS_WINDOW=window is not None,
+            Q_HEADS=q_heads,
+            KV_HEADS=kv_heads,
+            WIDTH=width,
+            CHUNK=t.chunk,
+            BLOCK_M=t.block_m,
+            BLOCK_S=t.block_s,
+            BLOCK_D=block_d,
+            STAGES=t.num_stages,
+            num_warps=t.num_warps,
+        )
+        y = q.new_empty(batch, num_queries, q_heads * width)
+        attend_merge_kernel[(triton.cdiv(rows, MERGE_ROWS),)](
+            partial, tops, totals, y, rows, chunks, WIDTH=width, BLOCK_M=MERGE_ROWS, BLOCK_D=block_d
+        )
+        return y
+
+    def head_argmax(self, x: Tensor, weight: Tensor, rows: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+        """x [M, H], weight [Vr, H] -> value [M], index [M]"""
+        t = self._tile_of(rows, weight)
+        num_rows, num_tiles = x.shape[0], triton.cdiv(rows, t.block_n)
+        best_value = x.new_empty(num_rows, num_tiles, dtype=torch.float32)
+        best_index = x.new_empty(num_rows, num_tiles, dtype=torch.int32)
+        value, index = x.new_empty(num_rows, dtype=torch.float32), x.new_empty(num_rows, dtype=torch.int64)
+        head_tile_kernel[(num_tiles, triton.cdiv(num_rows, t.block_m))](
+            *(x, weight, best_value, best_index, num_rows, rows, x.shape[1], scale),
+            SCALED=scale != 1.0,
+            **_meta(t, x.shape[1]),
+        )
+        block = triton.next_power_of_2(num_tiles)
+        head_merge_kernel[(num_rows,)](best_value, best_index, value, index, num_tiles, BLOCK=block)
+        return value, index
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """logits [M, V] -> [M]"""
+        index = logits.new_empty(logits.shape[0], dtype=torch.int64)
+        block = min(ARGMAX_COLUMNS, triton.next_power_of_2(logits.shape[1]))
+        argmax_kernel[(logits.shape[0],)](logits.contiguous(), index, logits.shape[1], BLOCK=block)
+        return index
+
+    def accept_greedy(self, drafted: Tensor, chosen: Tensor) -> Tensor:
+        """drafted [B, K], chosen [B, K+1] -> [B]"""
+        batch, num_drafted = drafted.shape
+        accepted = drafted.new_empty(batch)
+        block = triton.next_power_of_2(max(1, num_drafted))
+        accept_greedy_kernel[(batch,)](drafted.contiguous(), chosen.contiguous(), accepted, num_drafted, BLOCK=block)
+        return accepted
+
+    def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
+        """x [B, T, C], index [B] -> [B, C]"""
+        batch, num_rows, width = x.shape
+        y = x.new_empty(batch, width)
+        grid = (batch, triton.cdiv(width, MOVE_COLUMNS))
+        gather_rows_kernel[grid](x.contiguous(), index, y, num_rows, width, BLOCK=MOVE_COLUMNS)
+        return y
+
+    def uniform(self, seed: Tensor, sequence: Tensor, position: Tensor, stream: int) -> Tensor:
+        """seed [1], sequence [B], position [B] or [B, T] -> like position"""
+        return uniform(seed, sequence, position, stream)
+
+    def _tile_of(self, num_out: int, weight: Tensor) -> Tile:
+        return self._tile or tile(num_out, weight.shape[1], self.bucket, weight.element_size())
+
+
+def _meta(t: Tile, num_in: int) -> dict[str, int | bool]:
+    blocks = {"BLOCK_M": t.block_m, "BLOCK_N": t.block_n, "BLOCK_K": t.block_k}
+    return blocks | {"STAGES": t.num_stages, "WHOLE": num_in % t.block_k == 0, "num_warps": t.num_warps}

@@ -1,0 +1,156 @@
+"""How published EAGLE-3 configs spell the facts of `reference/drafts/eagle3.py`.
+
+Five trainers write these files and four engines read them; the same key has two meanings in two of them, and the
+same fact stands under several keys. Every key is read, known to be inert, or refused (ConfigError): nothing is dropped.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reference.config import ConfigError, Keys
+from reference.ops.rope import Rope
+
+QWEN3 = {"Qwen3ForCausalLMEagle3", "Eagle3Qwen3ForCausalLM"}
+"""architectures whose body is Qwen3's: one norm over each head of q and k"""
+
+
+def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[str, Any]:
+    """The fields of `Eagle3Config` from a `config.json`.
+
+    norm_output   what this key of the file means: "head" (SpecForge: the final norm stands before the head) or
+                  "feedback" (the engines and speculators: the next draft step reads the normed state)
+    """
+    if "speculators_model_type" in config:
+        config, norm_output = _flatten_speculators(config), "feedback"
+    keys = Keys(config)
+    keys.expect("hidden_act", "silu")
+    eagle = keys.below("eagle_config")
+    hidden, heads = keys.need("hidden_size"), keys.need("num_attention_heads")
+    head_dim = keys.get("head_dim", hidden // heads)
+    layers, attention_bias = keys.get("num_hidden_layers", 1), keys.get("attention_bias", False)
+    qwen3 = keys.get("model_type") == "qwen3" or not QWEN3.isdisjoint(keys.get("architectures", []))
+    vocab = keys.need("vocab_size")
+    head, feedback = _read_norm_output(keys, eagle, norm_output)
+    facts: dict[str, Any] = {
+        "vocab": vocab,
+        "draft_vocab": keys.get("draft_vocab_size", vocab),
+        "hidden": hidden,
+        "intermediate": keys.need("intermediate_size"),
+        "heads": heads,
+        "kv_heads": keys.get("num_key_value_heads", heads),
+        "head_dim": head_dim,
+        "rope": Rope.from_hf(keys.rope(), head_dim),
+        "layers": layers,
+        "aux_states": _read_aux_states(keys, eagle),
+        "target_hidden": keys.get("target_hidden_size", 0),
+        "eps": keys.get("rms_norm_eps", 1e-6),
+        "use_aux_hidden_state": eagle.get("use_aux_hidden_state", True),
+        "fc_norm": _agree("fc_norm", keys.get("fc_norm"), keys.get("use_aux_norm")),
+        "norm_before_fc": _agree("norm_before_fc", keys.get("norm_before_fc"), eagle.get("norm_before_fc")),
+        "norm_before_residual": keys.get("norm_before_residual", False),
+        "norm_before_head": head,
+        "feedback_normed": feedback,
+        "later_norm": eagle.get("later_norm", "input_layernorm"),
+        "qk_norm": qwen3,
+        "qkv_bias": attention_bias,
+        "o_bias": attention_bias and not qwen3,
+        "mlp_bias": keys.get("mlp_bias", False),
+        "fc_bias": keys.get("bias", False),
+        "logit_scale": keys.get("logit_scale", 1.0),
+        "windows": _read_windows(keys, layers),
+        "tied_head": keys.get("tie_word_embeddings", False),
+    }
+    eagle.finish()
+    keys.finish()
+    return facts
+
+
+def _flatten_speculators(config: dict[str, Any]) -> dict[str, Any]:
+    """speculators nests the body's config; its own keys stand beside it and win."""
+    inner = dict(config.get("transformer_layer_config") or {})
+    outer = {k: v for k, v in config.items() if k not in ("transformer_layer_config", "speculators_config")}
+    kind = outer.pop("speculators_model_type")
+    if kind != "eagle3":
+        raise ConfigError(f"speculators_model_type {kind!r} is not an EAGLE-3 draft")
+    # the outer value repeats the inner model's type or names the speculator; the body is what has equations
+    body = {k: outer.pop(k, None) for k in ("model_type", "architectures")}
+    merged = {**body, **inner, **{k: v for k, v in outer.items() if v is not None}}
+    return merged
+
+
+def _agree(name: str, *values: bool | None) -> bool:
+    """One fact that files spell in several places."""
+    given = {v for v in values if v is not None}
+    if len(given) > 1:
+        raise ConfigError(f"config states {name!r} in two places with different values")
+    return given.pop() if given else False
+
+
+def _read_aux_states(keys: Keys, eagle: Keys) -> int:
+    """How many states are fused; wherever the file says it, it must say the same."""
+    ids = (keys.get("eagle_aux_hidden_state_layer_ids"), eagle.get("eagle_aux_hidden_state_layer_ids"))
+    eagle.get("layer_ids")  # a convention, read by harness.conventions
+    counts = [keys.get("num_aux_hidden_states"), keys.get("num_aux_layers"), *(len(i) for i in ids if i)]
+    given = {c for c in counts if c is not None}
+    if len(given) > 1:
+        raise ConfigError(f"config disagrees with itself about the number of aux states: {sorted(given)}")
+    return given.pop() if given else 3
+
+
+def _read_norm_output(keys: Keys, eagle: Keys, meaning: str | None) -> tuple[bool, bool]:
+    """The two facts behind one word: (final norm before the head, normed feedback)."""
+    head, feedback = eagle.get("norm_before_head"), eagle.get("feedback_normed")
+    flag = keys.get("norm_output")
+    stated = head is not None and feedback is not None
+    if flag is not None and not stated and meaning not in ("head", "feedback"):
+        raise ConfigError(
+            f"config key 'norm_output': {flag} has two readings: SpecForge's (final norm before the head: {flag}, "
+            f"feedback not normed) and that of speculators, vLLM and SGLang (normed feedback: {flag}). Pass "
+            "norm_output='head' or norm_output='feedback', or state eagle_config.norm_before_head and "
+            "eagle_config.feedback_normed"
+        )
+    if head is None:
+        head = flag if flag is not None and meaning == "head" else True
+    if feedback is None:
+        feedback = flag if flag is not None and meaning == "feedback" else False
+    return head, feedback
+
+
+def _read_windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
+    """Sliding layers as `layer_types` lists them, the draft's own layers counted from 0."""
+    size, kinds = keys.get("sliding_window"), keys.get("layer_types")
+    use, counted = keys.get("use_sliding_window", True), keys.get("max_window_layers")
+    if size and use and counted is not None and not kinds:
+        raise ConfigError("config key 'max_window_layers' counts sliding layers; list them as 'layer_types'")
+    if not kinds or not use:
+        return ()
+    if len(kinds) != layers:
+        raise ConfigError(f"config key 'layer_types' lists {len(kinds)} layers, num_hidden_layers is {layers}")
+    if "sliding_attention" in kinds and size is None:
+        raise ConfigError("config key 'layer_types' has sliding layers, 'sliding_window' is missing")
+    return tuple(size if kind == "sliding_attention" else None for kind in kinds)
+
+
+def check_vocab_map(d2t: Tensor, t2d: Tensor | None, vocab: int) -> Sequence[str]:
+    """What is wrong with a vocabulary map, in words; empty when it is sound.
+
+    d2t  [Vd]
+    t2d  [V]
+    """
+    ids = torch.arange(d2t.shape[0], device=d2t.device) + d2t
+    faults = []
+    if ids.numel() and (ids.min() < 0 or ids.max() >= vocab):
+        worst = int(ids.max()) if ids.max() >= vocab else int(ids.min())
+        faults.append(
+            f"d2t leads to target id {worst}, outside 0..{vocab - 1} (offsets are expected: target id = i + d2t[i])"
+        )
+    elif (ids[1:] <= ids[:-1]).any():
+        faults.append(
+            "d2t is not strictly increasing as i + d2t[i]: two draft ids share a target id or their order is lost"
+        )
+    elif t2d is not None and not torch.equal(t2d.nonzero()[:, 0], ids):
+        faults.append("t2d does not mark exactly the target ids that d2t leads to")
+    return faults

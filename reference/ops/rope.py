@@ -1,0 +1,138 @@
+"""Rotary position embedding and the ways published configs stretch it.
+
+A pair (x_i, x_{i + D/2}) turns by the angle position * f_i ("halves", as in Llama checkpoints).
+
+    default   f_i = theta^(-2i/D)
+    linear    f_i / factor
+    dynamic   theta' = theta * (factor * n / m - (factor - 1))^(D / (D - 2))   for n seen > m trained positions
+    llama3    f_i / factor below the low frequency, f_i above the high one, a blend between
+    yarn      interpolated below beta_slow turns, kept above beta_fast, a ramp between; cos and sin times m
+
+Sources: arXiv 2104.09864, 2306.15595 (linear), 2309.00071 (yarn); transformers `modeling_rope_utils.py`.
+Frequencies are float32, as transformers computes them, in every dtype of the model: they are facts of the
+checkpoint, and a float64 model with other frequencies would be another model.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Every fact of one rope; fields that its type does not use keep their defaults."""
+
+    dim: int
+    """features of a head that turn, D or partial_rotary_factor * D"""
+    theta: float = 10_000.0
+    kind: str = "default"
+    factor: float = 1.0
+    original_length: int = 0
+    """positions seen in training before stretching (dynamic, llama3, yarn)"""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
+    truncate: bool = True
+
+    @classmethod
+    def from_hf(cls, config: dict[str, Any], head_dim: int) -> "Rope":
+        """Read `rope_parameters` (new) or `rope_theta` with `rope_scaling` (old); errors: ValueError if unknown."""
+        given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+        kind = given.pop("rope_type", given.pop("type", "default"))
+        given.pop("type", None)
+        if kind not in ROPE_TYPES:
+            raise ValueError(f"rope_type {kind!r} is not one of {', '.join(ROPE_TYPES)}")
+        length = config.get("max_position_embeddings", 0)
+        partial = given.pop("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+        facts = {
+            "theta": float(given.pop("rope_theta", config.get("rope_theta") or 10_000.0)),
+            "factor": float(given.pop("factor", None) or 1.0),
+            "original_length": int(given.pop("original_max_position_embeddings", None) or length or 0),
+        }
+        names = {f for f in cls.__dataclass_fields__ if f not in ("dim", "kind", *facts)}
+        unknown = sorted(set(given) - names)
+        if unknown:
+            raise ValueError(
+                f"rope parameters {unknown} of type {kind!r} are not known and would change the mathematics"
+            )
+        numbers = {k: v for k, v in given.items() if v is not None}
+        return cls(dim=int(head_dim * partial), kind=kind, **facts, **numbers)
+
+    @property
+    def scale(self) -> float:
+        """What cos and sin are multiplied by: 1 except for yarn."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return yarn_mscale(self.factor, self.mscale) / yarn_mscale(self.factor, self.mscale_all_dim)
+        return yarn_mscale(self.factor, 1.0)
+
+    def frequencies(self, seen: int = 0) -> Tensor:
+        """Angle per position of each pair, float32 [dim/2].
+
+        seen   positions in view, the largest plus one; only `dynamic` reads it
+        """
+        plain = _frequencies(self.theta, self.dim)
+        if self.kind == "linear":
+            return plain / self.factor
+        if self.kind == "dynamic" and seen > self.original_length:
+            stretch = self.factor * seen / self.original_length - (self.factor - 1)
+            return _frequencies(self.theta * stretch ** (self.dim / (self.dim - 2)), self.dim)
+        if self.kind == "llama3":
+            return self._llama3(plain)
+        if self.kind == "yarn":
+            return self._yarn()
+        return plain
+
+    def _llama3(self, plain: Tensor) -> Tensor:
+        turns = self.original_length * plain / (2 * math.pi)
+        blend = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return (1 - blend) * plain / self.factor + blend * plain
+
+    def _yarn(self) -> Tensor:
+        def dim_of(turns: float) -> float:
+            return self.dim * math.log(self.original_length / (turns * 2 * math.pi)) / (2 * math.log(self.theta))
+
+        low, high = dim_of(self.beta_fast), dim_of(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        ramp = ((torch.arange(self.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+        powers = self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
+        return ramp / (self.factor * powers) + (1 - ramp) / powers
+
+
+def yarn_mscale(factor: float, mscale: float) -> float:
+    """Yarn's correction of the attention temperature, 0.1 m ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _frequencies(theta: float, dim: int) -> Tensor:
+    return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+
+
+def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
+    """Turn the first `rope.dim` features of every head by its position; the rest passes through.
+
+    x          [B, T, N, D]
+    positions  [B, T]
+    ->         [B, T, N, D]
+    """
+    seen = int(positions.max()) + 1 if rope.kind == "dynamic" else 0
+    angle = positions[..., None].float() * rope.frequencies(seen).to(x.device)  # [B, T, R/2]
+    angle = torch.cat([angle, angle], -1)[:, :, None]
+    cos, sin = (angle.cos() * rope.scale).to(x.dtype), (angle.sin() * rope.scale).to(x.dtype)
+    turned, rest = x[..., : rope.dim], x[..., rope.dim :]
+    a, b = turned.chunk(2, -1)
+    return torch.cat([turned * cos + torch.cat([-b, a], -1) * sin, rest], -1)

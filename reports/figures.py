@@ -1,0 +1,267 @@
+"""Plots as inline SVG: text stays text, colours are the page's CSS variables, the same data give the same bytes.
+
+matplotlib draws with marker colours (INK, MUTED, ...); afterwards each is replaced by `var(--...)`, so one drawing
+serves a light page, a dark page and paper. Series differ by marker and dash as well as by colour (Okabe and Ito's palette).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import StringIO
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reports.statistics import Interval
+
+INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
+SERIES = ("#100001", "#100002", "#100003", "#100004", "#100005", "#100006")
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAGE: "page"} | {
+    color: f"series-{i}" for i, color in enumerate(SERIES, 1)
+}
+MARKERS, DASHES = "osD^vP", ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1)))
+
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "draftproof",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.unicode_minus": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "text.color": INK,
+    "xtick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.color": GRID,
+    "ytick.labelcolor": MUTED,
+}
+WIDTH = 4.8
+"""inches; every figure has it, so that letters have one size on the page"""
+
+
+class Curve(NamedTuple):
+    """One line of a plot."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[Interval]
+
+
+class Plot(NamedTuple):
+    """What the page shows of one figure."""
+
+    title: str
+    svg: Markup
+    note: str
+
+
+def curves(name: str, title: str, lines: Sequence[Curve], x: str, y: str, note: str, zero: bool = False) -> Plot:
+    """Lines with bands for their intervals."""
+
+    def draw(axes: Axes) -> None:
+        for i, line in enumerate(lines):
+            value, low, high = (np.array([getattr(p, part) for p in line.y]) for part in ("value", "low", "high"))
+            color = SERIES[i % len(SERIES)]
+            axes.fill_between(line.x, low, high, color=color, alpha=0.14, linewidth=0)
+            axes.plot(line.x, value, color=color, marker=MARKERS[i % 6], linestyle=DASHES[i % 6], label=line.label)
+        if zero:
+            axes.set_ylim(bottom=0)
+        axes.set(xlabel=x, ylabel=y)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(axis="y")
+        _legend(axes, len(lines))
+
+    told = "; ".join(f"{c.label}: " + ", ".join(f"{a:g} is {p.value:.2f}" for a, p in _few(c)) for c in lines)
+    return _plot(name, title, f"Line plot of {y} by {x}. {told}.", note, draw, 2.5 + 0.2 * _rows(len(lines)))
+
+
+def bars(name: str, title: str, groups: Mapping[str, Sequence[float]], x: str, y: str, note: str) -> Plot:
+    """Bars side by side, one group a number 0, 1, ..; shares of each series."""
+
+    def draw(axes: Axes) -> None:
+        width = 0.8 / len(groups)
+        for i, (label, values) in enumerate(groups.items()):
+            at = np.arange(len(values)) + (i - (len(groups) - 1) / 2) * width
+            axes.bar(at, values, width * 0.92, color=SERIES[i % len(SERIES)], label=label, linewidth=0)
+        axes.set(xlabel=x, ylabel=y)
+        axes.set_xticks(range(max(map(len, groups.values()))))
+        axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        _legend(axes, len(groups))
+
+    told = "; ".join(
+        f"{label}: " + ", ".join(f"{i} in {100 * v:.0f} %" for i, v in enumerate(values))
+        for label, values in groups.items()
+    )
+    return _plot(name, title, f"Histogram of {x}. {told}.", note, draw, 2.5 + 0.2 * _rows(len(groups)))
+
+
+def forest(name: str, title: str, rows: Mapping[str, Interval], x: str, note: str, ratio: bool = False) -> Plot:
+    """One dot and whisker a row; a ratio has a logarithmic axis and a line at 1."""
+
+    def draw(axes: Axes) -> None:
+        for i, row in enumerate(rows.values()):
+            if row.known:
+                axes.plot([row.low, row.high], [i, i], color=SERIES[0], linewidth=2)
+            axes.plot([row.value], [i], "o", color=SERIES[0], markersize=5.5)
+            text = f"{row.value:.2f}{' x' if ratio else ''}"
+            end = row.high if row.known else row.value
+            axes.annotate(text, (end, i), (7, 0), textcoords="offset points", va="center", color=INK, fontsize=8.5)
+        if ratio:
+            axes.set_xscale("log", base=2)
+            axes.axvline(1, color=MUTED, linewidth=1, linestyle=DASHES[1])
+            axes.xaxis.set_major_formatter(lambda v, _: f"{v:g} x")
+            axes.xaxis.set_minor_formatter(lambda v, _: "")
+        _list(axes, rows)
+        axes.margins(x=0.16)
+        axes.set(xlabel=x)
+
+    told = "; ".join(f"{label} {_words(row)}" for label, row in rows.items())
+    return _plot(name, title, f"Forest plot of {x}. {told}.", note, draw, 0.9 + 0.34 * len(rows))
+
+
+def strips(name: str, title: str, rows: Mapping[str, Mapping[int, Sequence[float]]], x: str, note: str) -> Plot:
+    """Every raw value as a dot, and the median of each block as a tick: two humps show here and nowhere else."""
+
+    def draw(axes: Axes) -> None:
+        for i, blocks in enumerate(rows.values()):
+            numbers = sorted(blocks)
+            for place, block in enumerate(numbers):
+                at = i + 0.32 - 0.64 * (place + 0.5) / len(numbers)
+                values = blocks[block]
+                axes.plot(values, [at] * len(values), ".", color=SERIES[i % len(SERIES)], alpha=0.45, markersize=3.5)
+                axes.plot([np.median(values)], [at], "|", color=INK, markersize=4, markeredgewidth=1)
+        _list(axes, rows)
+        axes.set(xlabel=x)
+
+    told = "; ".join(
+        f"{label}: median {np.median(np.concatenate([list(v) for v in blocks.values()])):.4g} over {len(blocks)} blocks"
+        for label, blocks in rows.items()
+    )
+    return _plot(name, title, f"Strip plot of {x}. {told}.", note, draw, 0.9 + 0.55 * len(rows))
+
+
+def stacks(name: str, title: str, rows: Mapping[str, Mapping[str, float]], x: str, note: str) -> Plot:
+    """One bar a row, split into named parts."""
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+
+    def draw(axes: Axes) -> None:
+        for i, (label, row) in enumerate(rows.items()):
+            left = 0.0
+            for part in row:
+                color = SERIES[parts.index(part) % len(SERIES)]
+                first = label == next(name for name, r in rows.items() if part in r)
+                axes.barh(i, row[part], 0.55, left, color=color, edgecolor=PAGE, label=part if first else None)
+                left += row[part]
+        _list(axes, rows)
+        axes.set(xlabel=x)
+        _legend(axes, len(parts))
+
+    told = "; ".join(f"{label}: " + ", ".join(f"{p} {v:.3g}" for p, v in row.items()) for label, row in rows.items())
+    return _plot(name, title, f"Stacked bars of {x}. {told}.", note, draw, 1.2 + 0.42 * len(rows))
+
+
+def lollipops(name: str, title: str, rows: Mapping[str, float], x: str, bound: float, note: str) -> Plot:
+    """One signed number a row, and lines at +-bound."""
+
+    def draw(axes: Axes) -> None:
+        for i, value in enumerate(rows.values()):
+            axes.plot([0, value], [i, i], color=SERIES[0], linewidth=1.6)
+            axes.plot([value], [i], MARKERS[0] if abs(value) >= bound else MARKERS[1], color=SERIES[0], markersize=6)
+            side = 1 if value >= 0 else -1
+            axes.annotate(
+                f"{value:+.1f}", (value, i), (8 * side, 0), textcoords="offset points", va="center",
+                ha="left" if side > 0 else "right", fontsize=8.5,
+            )  # fmt: skip
+        for at in (-bound, bound):
+            axes.axvline(at, color=MUTED, linewidth=0.9, linestyle=DASHES[1])
+        axes.axvline(0, color=GRID, linewidth=1)
+        _list(axes, rows)
+        axes.margins(x=0.18)
+        axes.set(xlabel=x)
+
+    told = "; ".join(f"{label} {value:+.1f}" for label, value in rows.items())
+    return _plot(name, title, f"Plot of {x}. {told}.", note, draw, 0.9 + 0.34 * len(rows))
+
+
+def _plot(name: str, title: str, alt: str, note: str, draw: Any, height: float) -> Plot:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        out = StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return Plot(title, Markup(_inline(out.getvalue(), name, alt)), note)
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """The drawing alone: no addresses of namespaces, ids that are unique on the page, colours of the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    # role img hides the letters inside from a screen reader, which reads the label instead
+    head = f'<svg {box[0]} role="img" aria-label="{escape(alt, quote=True)}">'
+    svg = head + svg[svg.index(">") + 1 :]
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')
+    svg = re.sub(r"(font: [^;\"]*?)'DejaVu Sans'[^;\"]*", r"\1var(--sans)", svg)
+    for color, variable in VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    return re.sub(r"\n\s*", "\n", svg).strip()
+
+
+def _list(axes: Axes, rows: Mapping[str, Any]) -> None:
+    """Rows from top to bottom, named at the left."""
+    axes.set_yticks(range(len(rows)), [_short(label) for label in rows])
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Axes, count: int) -> None:
+    if count > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(2, count), borderaxespad=0.2, handlelength=2.2)
+
+
+def _rows(count: int) -> int:
+    return (count + 1) // 2 if count > 1 else 0
+
+
+def _short(label: str, width: int = 30) -> str:
+    return label if len(label) <= width else label[: width - 3] + "..."
+
+
+def _few(curve: Curve) -> list[tuple[float, Interval]]:
+    """At most six points of a curve, for the text that replaces it."""
+    points = list(zip(curve.x, curve.y, strict=True))
+    return points if len(points) <= 6 else points[:: -(-len(points) // 6)]
+
+
+def _words(interval: Interval) -> str:
+    if not interval.known:
+        return f"{interval.value:.2f}, interval not known"
+    return f"{interval.value:.2f}, from {interval.low:.2f} to {interval.high:.2f}"

@@ -1,0 +1,230 @@
+"""What the checks of a record say: the sentence at the top, the ledger, the rig, the table and the failures."""
+
+import math
+from collections import Counter
+from typing import Any, NamedTuple
+
+from harness.record import Check, Planted, Sample
+from reports.store import Records
+
+# the worst of several checks names a cell
+SEVERITY = ("failed", "error", "skipped", "passed")
+
+
+class Headline(NamedTuple):
+    tone: str
+    """good, bad or unsure"""
+    sentence: str
+    then: str
+    """what to do next"""
+    command: str = ""
+
+
+class Debt(NamedTuple):
+    """One line of the ledger: something that did not run."""
+
+    what: str
+    count: int
+    why: str
+
+
+class Cell(NamedTuple):
+    """All checks of one claim on one pair."""
+
+    status: str
+    text: str
+    heat: float
+    """share of the error budget, cut at 1"""
+    title: str
+
+
+class Table(NamedTuple):
+    pairs: list[str]
+    rows: list[tuple[str, list[Cell | None]]]
+    """claim, one cell a pair"""
+
+
+class Score(NamedTuple):
+    caught: int
+    bugs: int
+    quiet: int
+    """harmless changes that stayed green"""
+    harmless: int
+    rows: list[tuple[Planted, str, bool]]
+    """what was planted, the outcome in words, whether it is the right one"""
+
+
+def headline(records: Records) -> Headline:
+    """The verdict in one sentence, the gravest finding first."""
+    count = Counter(check.status for check in records.checks)
+    ran = count["passed"] + count["failed"]
+    if not ran and not count["error"]:
+        return Headline("unsure", "No check ran, so nothing can be concluded.", "Run the claims:", "draftproof check")
+    if count["failed"]:
+        first = next(check for check in records.checks if check.status == "failed")
+        claims = len({check.claim for check in records.checks if check.status == "failed"})
+        sentence = f"{count['failed']} of {_counted(ran, 'check')} failed, in {_counted(claims, 'claim')}."
+        return Headline("bad", sentence, "Run the first failure again:", first.replay)
+    if count["error"]:
+        broken = next(check for check in records.checks if check.status == "error")
+        sentence = f"{_counted(count['error'], 'check')} could not be finished, so nothing is proven."
+        return Headline("bad", sentence, f"The first one stopped with: {broken.reason}", broken.replay)
+    passed = f"All {_counted(ran, 'check')} that ran pass" if ran > 1 else "The one check that ran passes"
+    wrong = [row for row in score(records).rows if not row[2]]
+    if wrong:
+        sentence = f"{passed}, but {_counted(len(wrong), 'planted change')} had the wrong outcome."
+        return Headline("bad", sentence, "Sharpen the claim named in the score table, then:", "draftproof planted")
+    return _compared(records, passed, count["skipped"])
+
+
+def _compared(records: Records, passed: str, skipped: int) -> Headline:
+    """The verdict of a run whose claims are green."""
+    found = {kind: [v for v in records.verdicts if v.verdict == kind] for kind in ("WORSE", "INVALID", "UNCLEAR")}
+    if found["WORSE"]:
+        names = ", ".join(f"{v.pair} {v.metric}".strip() for v in found["WORSE"][:3])
+        return Headline("bad", f"{passed}, but WORSE than before: {names}.", "Find the commit:", "draftproof bisect")
+    if found["INVALID"] or found["UNCLEAR"]:
+        some = found["INVALID"] or found["UNCLEAR"]
+        sentence = f"{passed}; {_counted(len(some), 'comparison')} ended {some[0].verdict}."
+        return Headline("unsure", sentence, "; ".join(some[0].reasons) or "Measure again with more blocks.")
+    if skipped:
+        return Headline(
+            "good", f"{passed}; {_counted(skipped, 'check')} did not run.", "Read below what that leaves unproven."
+        )
+    return Headline("good", f"{passed}.", "Nothing is left to do.")
+
+
+def ledger(records: Records) -> list[Debt]:
+    """What did not run, and why; a skip is a debt, not a pass."""
+    skipped = Counter((check.claim, check.reason) for check in records.checks if check.status == "skipped")
+    debts = [Debt(f"claim {claim}", count, reason) for (claim, reason), count in skipped.items()]
+    red = Counter((case.pair, case.gate) for case in records.cases if case.gate != "passed")
+    for (pair, gate), count in red.items():
+        why = "its correctness gate failed" if gate == "failed" else "its correctness gate was not run"
+        debts.append(Debt(f"numbers of {pair}", count, f"{why}: no number from a gate that is not green"))
+    if not records.planted:
+        debts.append(Debt("planted bugs", 0, "not part of this run; draftproof planted"))
+    if not records.accepts:
+        debts.append(Debt("acceptance length", 0, "not part of this run; draftproof bench acceptance"))
+    if not records.samples:
+        debts.append(Debt("speed", 0, "not part of this run; draftproof bench decode"))
+    for reason in dict.fromkeys(g.get("reason") or "not recorded" for g in map(_gpu, records.runs) if not _has(g)):
+        debts.append(Debt("everything on a GPU", 0, f"no GPU: not measured ({reason})"))
+    return debts
+
+
+def rig(records: Records) -> list[tuple[str, str]]:
+    """The machine of the newest run, fact by fact; what was not recorded says so."""
+    if not records.runs:
+        return [("run", "not recorded")]
+    env = max(records.runs, key=lambda run: run.run).environment
+    source, cpu, gpu = env.get("source", {}), env.get("cpu", {}), env.get("gpu", {})
+    commit = source.get("commit")
+    state = {True: "dirty", False: "clean", None: "state not known"}[source.get("dirty")]
+    facts = [
+        ("commit", f"{commit[:12]}, {state}" if commit else f"not known: {source.get('reason', 'not recorded')}"),
+        ("processor", f"{cpu.get('name', 'not recorded')}, {cpu.get('cores', '?')} cores"),
+        ("GPU", _gpu_words(gpu)),
+    ]
+    versions = {name: number for name, number in env.get("versions", {}).items() if number}
+    facts.append(("versions", ", ".join(f"{name} {number}" for name, number in versions.items()) or "not recorded"))
+    facts.append(("clocks", _clock_words([s for s in records.samples if s.telemetry])))
+    return facts
+
+
+def table(records: Records) -> Table:
+    """Claims by pairs; a claim that is held to no pair has the column "all"."""
+    pairs = sorted({check.pair for check in records.checks})
+    claims = list(dict.fromkeys(check.claim for check in records.checks))
+    cells: dict[tuple[str, str], list[Check]] = {}
+    for check in records.checks:
+        cells.setdefault((check.claim, check.pair), []).append(check)
+    rows = [(claim, [_cell(cells.get((claim, pair), [])) for pair in pairs]) for claim in claims]
+    return Table([pair or "all" for pair in pairs], rows)
+
+
+def failures(records: Records) -> list[tuple[Check, str]]:
+    """Each check that failed or broke, with its worst place in words."""
+    return [(check, _worst(check)) for check in records.checks if check.status in ("failed", "error")]
+
+
+def score(records: Records) -> Score:
+    """Bugs that must be caught, and harmless changes that must not be."""
+    bugs = [p for p in records.planted if not p.harmless]
+    harmless = [p for p in records.planted if p.harmless]
+    rows = []
+    for planted in sorted(records.planted, key=lambda p: (p.harmless, p.caught)):
+        if planted.harmless:
+            outcome = "false alarm" if planted.caught else "stayed green"
+        else:
+            outcome = "caught" if planted.caught else "missed"
+        rows.append((planted, outcome, planted.caught is not planted.harmless))
+    return Score(sum(p.caught for p in bugs), len(bugs), sum(not p.caught for p in harmless), len(harmless), rows)
+
+
+def share(used: float | None) -> str:
+    """A share of the error budget, as people read it."""
+    if used is None:
+        return "exact"
+    if math.isinf(used):
+        return "not finite"
+    if used >= 10:
+        return f"{used:.3g}x"
+    return f"{100 * used:.0f} %" if used == 0 or used >= 0.01 else "< 1 %"
+
+
+def _cell(checks: list[Check]) -> Cell | None:
+    if not checks:
+        return None
+    status = min((check.status for check in checks), key=SEVERITY.index)
+    used = max((check.used for check in checks if check.used is not None), default=None)
+    of_status = sum(check.status == status for check in checks)
+    title = f"{of_status} of {_counted(len(checks), 'check')} {status}"
+    if status == "skipped":
+        return Cell(status, "skipped", 0.0, f"{title}: {next(c.reason for c in checks if c.status == status)}")
+    text = share(used)
+    if status != "passed":
+        text = status if used is None else f"{status} {text}"
+    return Cell(status, text, min(1.0, used or 0.0), title)
+
+
+def _worst(check: Check) -> str:
+    if check.worst is None:
+        return ""
+    tensor, index = check.worst
+    return f"{tensor}[{', '.join(map(str, index))}]"
+
+
+def _gpu(run: Any) -> dict[str, Any]:
+    return dict(run.environment.get("gpu", {}))
+
+
+def _has(gpu: dict[str, Any]) -> bool:
+    return bool(gpu.get("available"))
+
+
+def _gpu_words(gpu: dict[str, Any]) -> str:
+    if not _has(gpu):
+        return f"no GPU: not measured ({gpu.get('reason') or 'not recorded'})"
+    names = Counter(device.get("name") or "unnamed" for device in gpu.get("devices", []))
+    devices = ", ".join(f"{count} x {name}" for name, count in names.items())
+    return f"{devices}, driver {gpu.get('driver') or 'not known'}"
+
+
+def _clock_words(samples: list[Sample]) -> str:
+    seen = [s.telemetry for s in samples if s.telemetry.get("available")]
+    if not seen:
+        reasons = {s.telemetry.get("reason", "") for s in samples} or {"no telemetry in this record"}
+        return f"not measured ({', '.join(sorted(reasons))})"
+    clocks = [t["sm_mhz"] for t in seen if t.get("sm_mhz")]
+    span = (
+        f"SM {min(c['low'] for c in clocks):.0f} to {max(c['high'] for c in clocks):.0f} MHz"
+        if clocks
+        else "SM unknown"
+    )
+    throttled = [t["throttled"] for t in seen if t.get("throttled") is not None]
+    return f"{span}, throttled in up to {100 * max(throttled):.0f} % of readings" if throttled else span
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,256 @@
+"""What the numbers of a record say: acceptance, separation of capture points, speed."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness.record import Accept, Case, Sample
+from reports import figures, statistics
+from reports.figures import Curve, Plot
+from reports.statistics import Arm, Interval
+from reports.store import Records
+
+SERIES = len(figures.SERIES)
+PHASES = ("draft", "verify", "accept")
+BASELINE = "transformers"
+APART = 3.0
+"""standard errors from which two capture points count as told apart"""
+
+# facts that a label names only where two labels would be equal without them
+FACTS: dict[str, Callable[[Case], str]] = {
+    "implementation": lambda c: c.impl,
+    "sampling": lambda c: "greedy" if c.temperature == 0 else f"T={c.temperature:g}",
+    "drafts": lambda c: f"K={c.num_draft_tokens}" if c.num_draft_tokens else "plain",
+    "variant": lambda c: c.variant or "as published",
+    "dtype": lambda c: c.dtype,
+    "device": lambda c: c.device,
+    "batch": lambda c: f"B={c.batch}",
+    "ranks": lambda c: f"TP={c.tp}",
+    "form": lambda c: c.form,
+    "run": lambda c: c.run,
+}
+
+
+class Section(NamedTuple):
+    """Plots and a table, or the reason why there are none."""
+
+    missing: str = ""
+    head: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    plots: tuple[Plot, ...] = ()
+
+
+class Measured(NamedTuple):
+    """One arm and where it comes from."""
+
+    label: str
+    case: Case
+    dataset: str
+    arm: Arm
+
+
+def acceptance(records: Records) -> Section:
+    """Length with interval, survival, histogram, length by output position."""
+    found = arms([a for a in records.accepts if not a.case.variant] or records.accepts)
+    if not found:
+        return Section("not measured: no prompt was answered in this record (draftproof bench acceptance)")
+    lengths = {m.label: statistics.acceptance_length(m.arm) for m in found}
+    rows = tuple(
+        (m.label, _number(lengths[m.label]), _range(lengths[m.label]), str(m.arm.num_draft_tokens),
+         str(lengths[m.label].units), str(sum(map(len, m.arm.steps.values()))))
+        for m in found
+    )  # fmt: skip
+    forest = figures.forest(
+        "lengths", "Acceptance length", lengths, "tokens a verify step",
+        "Tokens emitted a verify step, the target's own included; 95 % interval by bootstrap over prompts.",
+    )  # fmt: skip
+    plots = [forest]
+    for part in range(0, len(found), SERIES):
+        plots += _acceptance_plots(found[part : part + SERIES], part // SERIES)
+    return Section("", ("", "length", "95 % interval", "K", "prompts", "steps"), rows, tuple(plots))
+
+
+def separation(records: Records) -> Section:
+    """How surely each reading of the capture points differs from the published one."""
+    groups: dict[tuple[Any, ...], list[Measured]] = {}
+    for m in arms(records.accepts):
+        same = ("run", "pair", "impl", "form", "dtype", "device", "tp", "batch", "num_draft_tokens", "temperature")
+        groups.setdefault((*(getattr(m.case, f) for f in same), m.dataset), []).append(m)
+    found: dict[str, float] = {}
+    rows = []
+    for group in groups.values():
+        published = next((m for m in group if not m.case.variant), None)
+        for other in (m for m in group if m.case.variant and published is not None):
+            assert published is not None
+            label = f"{other.case.pair}: {other.case.variant}" if len(groups) > 1 else other.case.variant
+            label = label if label not in found else other.label
+            apart = statistics.separation(published.arm, other.arm)
+            loss = statistics.acceptance_difference(published.arm, other.arm)
+            found[label] = apart
+            points = ", ".join(map(str, other.case.capture_points)) or "not recorded"
+            rows.append((label, points, f"{loss.value:+.2f}", _range(loss), f"{apart:+.1f}"))
+    if not found:
+        return Section("not measured: no run of this record varied the capture points (draftproof audit)")
+    drawn = {label: value for label, value in found.items() if math.isfinite(value)}
+    plot = figures.lollipops(
+        "separation", "Capture points, against the published ones", drawn, "standard errors", APART,
+        f"Mean paired difference over its standard error; beyond {APART:g} (dashed) two readings are told apart.",
+    )  # fmt: skip
+    head = ("reading", "capture points", "change of length", "95 % interval", "standard errors")
+    return Section("", head, tuple(rows), (plot,) if drawn else ())
+
+
+def speed(records: Records) -> Section:
+    """Tokens/s as ratios to transformers of the same run, the raw values by block, the phases of a cycle."""
+    raw = _by_case(s for s in records.samples if s.metric == "decode")
+    phases = _phases([s for s in records.samples if s.metric in (*PHASES, "cycle")])
+    if not raw:
+        why = "not measured: no decode was timed in this record (draftproof bench decode)"
+        return Section("", plots=phases) if phases else Section(why)
+    names = _labels([case for case, _ in raw.values()])
+    ratios: dict[str, Interval] = {}
+    rows = []
+    for case, blocks in raw.values():
+        label, base = names[_key(case)], _baseline(case, raw)
+        middle = float(np.median(np.concatenate([list(v) for v in blocks.values()])))
+        ratio = statistics.NOTHING
+        if base is not None and case.impl != BASELINE:
+            ratio = ratios[label] = statistics.paired_ratio(base, blocks)
+        known = math.isfinite(ratio.value)
+        words = f"{ratio.value:.2f} x" if known else "1 x" if case.impl == BASELINE else "no baseline"
+        rows.append((label, f"{middle:.4g}", words, _range(ratio) if known else "", str(len(blocks))))
+    plots = []
+    if ratios:
+        plots.append(figures.forest(
+            "ratios", "Speed, as a ratio to transformers", ratios, "tokens/s over transformers generate, same run",
+            "Median of the paired ratios of blocks; 95 % interval by bootstrap over blocks.", ratio=True,
+        ))  # fmt: skip
+    strips = {names[_key(case)]: dict(enumerate(blocks.values())) for case, blocks in raw.values()}
+    plots.append(figures.strips(
+        "strips", "Every raw value, by block", strips, "tokens/s",
+        "One row of dots a block, the first at the top; a tick marks the median of the block.",
+    ))  # fmt: skip
+    head = ("", "tokens/s", "ratio", "95 % interval", "blocks")
+    return Section("", head, tuple(rows), (*plots, *phases))
+
+
+def arms(accepts: Sequence[Accept]) -> list[Measured]:
+    """Acceptances of one case and data set belong together; a prompt that was answered twice is one cluster."""
+    cases: dict[tuple[str, str, str], Case] = {}
+    steps: dict[tuple[str, str, str], dict[str, tuple[int, ...]]] = {}
+    for accept in accepts:
+        key = (*_key(accept.case), accept.dataset)
+        cases.setdefault(key, accept.case)
+        kept = steps.setdefault(key, {})
+        done = statistics.complete_steps(accept.accepted, accept.truncated)
+        kept[accept.prompt] = kept.get(accept.prompt, ()) + done
+    names = _labels(list(cases.values()), ("sampling",))
+    several = len({dataset for _, _, dataset in cases}) > 1
+    return [
+        Measured(
+            names[key[:2]] + (f", {key[2]}" if several else ""),
+            case,
+            key[2],
+            Arm(case.num_draft_tokens, steps[key]),
+        )
+        for key, case in cases.items()
+    ]
+
+
+def _acceptance_plots(found: Sequence[Measured], part: int) -> list[Plot]:
+    survival = []
+    for m in found:
+        reached = [Interval(1.0, 1.0, 1.0, len(m.arm.steps)), *(p for p, _ in statistics.rates(m.arm))]
+        survival.append(Curve(m.label, range(len(reached)), reached))
+    counted = {m.label: statistics.histogram(m.arm) for m in found}
+    shares = {label: [n / max(1, sum(counts)) for n in counts] for label, counts in counted.items()}
+    places = []
+    for m in found:
+        known = {at: i for at, i in statistics.length_by_position(m.arm).items() if i.known}
+        places.append(Curve(m.label, list(known), list(known.values())))
+    plots = [
+        figures.curves(
+            f"survival-{part}", "How far drafts survive", survival, "draft position i", "share of steps",
+            "Share of verify steps that accepted at least i drafts, with 95 % intervals.", zero=True,
+        ),
+        figures.bars(
+            f"histogram-{part}", "Accepted drafts a step", shares, "accepted drafts", "share of steps",
+            "Two humps mean two kinds of text; a mean alone would hide them.",
+        ),
+    ]  # fmt: skip
+    if any(curve.x for curve in places):
+        plots.append(figures.curves(
+            f"position-{part}", "Along the output", [c for c in places if c.x], "output token", "acceptance length",
+            f"Steps grouped by the output token they begin at, {statistics.BUCKET} tokens a bucket.",
+        ))  # fmt: skip
+    return plots
+
+
+def _phases(samples: Sequence[Sample]) -> tuple[Plot, ...]:
+    """One bar a case whose draft, verify and accept were timed apart."""
+    medians: dict[tuple[str, str], dict[str, float]] = {}
+    cases = {_key(s.case): s.case for s in samples}
+    names = _labels(list(cases.values()))
+    for key in cases:
+        for metric in (*PHASES, "cycle"):
+            values = [v for s in samples if _key(s.case) == key and s.metric == metric for v in s.values]
+            if values:
+                medians.setdefault(key, {})[metric] = float(np.median(values))
+    rows = {names[key]: {p: found[p] for p in PHASES if p in found} for key, found in medians.items()}
+    rows = {label: row for label, row in rows.items() if row}
+    if not rows:
+        return ()
+    whole = [f"{names[k]} {sum(rows[names[k]].values()) / f['cycle']:.1%}" for k, f in medians.items()
+             if "cycle" in f and names[k] in rows]  # fmt: skip
+    unit = next(s.unit for s in samples if s.metric in PHASES)
+    note = "Medians of phases timed apart."
+    note += f" Their sum over the whole cycle: {', '.join(whole)}." if whole else " The whole cycle was not timed."
+    return (figures.stacks("phases", "Where a cycle's time goes", rows, unit, note),)
+
+
+def _by_case(samples: Iterable[Sample]) -> dict[tuple[str, str], tuple[Case, dict[tuple[int, int], list[float]]]]:
+    """(run, case) -> raw values of each (process, block)."""
+    found: dict[tuple[str, str], tuple[Case, dict[tuple[int, int], list[float]]]] = {}
+    for s in samples:
+        blocks = found.setdefault(_key(s.case), (s.case, {}))[1]
+        blocks.setdefault((s.process, s.block), []).extend(s.values)
+    return found
+
+
+def _baseline(case: Case, raw: dict[tuple[str, str], tuple[Case, Any]]) -> Any:
+    """Plain transformers of the same run, pair and batch; None if it was not timed."""
+    same = ("run", "pair", "batch", "dtype", "device")
+    fits = [
+        (other.num_draft_tokens, place, blocks)
+        for place, (other, blocks) in enumerate(raw.values())
+        if other.impl == BASELINE and all(getattr(other, f) == getattr(case, f) for f in same)
+    ]
+    return min(fits, key=lambda fit: fit[:2])[2] if fits else None
+
+
+def _labels(cases: Sequence[Case], always: tuple[str, ...] = ()) -> dict[tuple[str, str], str]:
+    """(run, case) -> the pair and the facts in which the cases of this plot differ."""
+    told = [f for f, say in FACTS.items() if f in always or len({say(case) for case in cases}) > 1]
+    if "run" in told and len({(c.pair, *(FACTS[f](c) for f in told if f != "run")) for c in cases}) == len(cases):
+        told.remove("run")
+    labels = {}
+    for case in cases:
+        facts = [FACTS[f](case) for f in told]
+        labels[_key(case)] = ", ".join([case.pair, *filter(None, facts)])
+    if len(set(labels.values())) < len(labels):  # cases that differ in hashes only
+        labels = {key: f"{label}, {key[1]}" for key, label in labels.items()}
+    return labels
+
+
+def _key(case: Case) -> tuple[str, str]:
+    return case.run, case.id
+
+
+def _number(interval: Interval) -> str:
+    return f"{interval.value:.2f}" if math.isfinite(interval.value) else "not known"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.2f} to {interval.high:.2f}" if interval.known else "needs two units"

@@ -1,0 +1,247 @@
+"""Opened targets, drafts and speculations: what the public openers hand out.
+
+One object serves both sides and any number of ranks: a reference module, a twin, or W twins run as threads whose
+results are joined. Both sides read the same folder through the same plan, so a loading mistake cannot hide in a copy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from optimized.decoding import Engine
+from torch import Tensor
+
+from harness.checkpoints import Checkpoint, CheckpointError, Ledger
+from harness.contracts import Group
+from harness.conventions import LayerIds
+from harness.groups import run_threads
+from harness.pairs import Pair
+from reference.decoding import Generation
+from reference.decoding import generate as generate_reference
+from reference.drafts.eagle3 import DraftOutput
+from reference.targets.llama import TargetOutput
+
+
+class Seat:
+    """A rank's place: twins outlive the threads of one call, so they hold a seat and each call fills it."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self.group: Group | None = None
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        return self._now().all_reduce(tensor)
+
+    def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        return self._now().all_gather(tensor, dim)
+
+    def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
+        return self._now().broadcast(tensor, src)
+
+    def _now(self) -> Group:
+        if self.group is None:
+            raise RuntimeError(f"rank {self.rank} of {self.size} was called outside `Ranks.run`")
+        return self.group
+
+
+class Ranks:
+    """W seats on one machine; `run` calls a function on all of them at once."""
+
+    def __init__(self, size: int) -> None:
+        self.seats = [Seat(rank, size) for rank in range(size)]
+
+    def run(self, call: Callable[[int], Any]) -> list[Any]:
+        """`call(rank)` on every rank; results in rank order."""
+        if len(self.seats) == 1:
+            return [call(0)]
+
+        def sit(group: Group) -> Any:
+            self.seats[group.rank].group = group
+            return call(group.rank)
+
+        return run_threads(len(self.seats), sit)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Which implementation, where and in what numbers."""
+
+    name: str = "reference"
+    """reference or optimized"""
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    tp_size: int = 1
+    exact: bool = False
+    """twin on a CPU: bits of a row depend on the row alone (slower)"""
+    form: str | None = None
+    """twin: "aten" or "triton"; None chooses by device"""
+
+
+@dataclass(frozen=True)
+class OpenTarget:
+    """A target ready to be called."""
+
+    pair: Pair
+    checkpoint: Checkpoint
+    config: Any
+    side: Side
+    modules: tuple[Any, ...]
+    """one reference module, or a twin a rank"""
+    ranks: Ranks
+    ledger: Ledger
+
+    @property
+    def module(self) -> Any:
+        return self.modules[0]
+
+    @property
+    def num_layers(self) -> int:
+        return self.config.layers
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, positions: Tensor | None = None, capture: Sequence[int] = ()) -> TargetOutput:
+        """Predict the token after each of `tokens`.
+
+        tokens     [B, T]
+        positions  [B, T]
+        ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
+        """
+        _check_capture(capture, self.num_layers)
+        tokens = tokens.to(self.side.device)
+        if self.side.name == "reference":
+            return self.module(tokens, positions, tuple(capture))
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous()
+
+        def call(rank: int) -> TargetOutput:
+            module = self.modules[rank]
+            cache = module.new_cache(tokens.shape[0], int(positions.max()) + 2)
+            return module(tokens, positions, cache, tuple(capture))
+
+        return self.ranks.run(call)[0]
+
+
+@dataclass(frozen=True)
+class DraftFacts:
+    """Every explicit fact of a draft's checkpoint."""
+
+    config: Any
+    layer_ids: LayerIds | None
+    """None when the draft reads the target's final hidden state"""
+    own_embedding: bool
+    own_head: bool
+
+
+@dataclass(frozen=True)
+class OpenDraft:
+    """A draft ready to be called, joined to its target or alone."""
+
+    pair: Pair
+    checkpoint: Checkpoint
+    facts: DraftFacts
+    side: Side
+    modules: tuple[Any, ...]
+    ranks: Ranks
+    ledger: Ledger
+
+    @property
+    def module(self) -> Any:
+        return self.modules[0]
+
+    @property
+    def capture_points(self) -> tuple[int, ...]:
+        return self.facts.layer_ids.points if self.facts.layer_ids else ()
+
+    @torch.no_grad()
+    def fuse(self, aux: Tensor) -> Tensor:
+        """aux [B, T, A, X] -> [B, T, H]"""
+        return self.ranks.run(lambda rank: self.modules[rank].fuse(aux))[0]
+
+    @torch.no_grad()
+    def __call__(self, tokens: Tensor, hidden: Tensor, positions: Tensor | None = None) -> DraftOutput:
+        """Propose the token after each of `tokens`.
+
+        tokens     [B, T]
+        hidden     [B, T, H]
+        positions  [B, T]
+        ->         logits [B, T, Vd], feedback [B, T, H]
+        """
+        if self.side.name == "reference":
+            return self.module(tokens, hidden, positions)
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous()
+
+        def call(rank: int) -> DraftOutput:
+            module = self.modules[rank]
+            return module(tokens, hidden, positions, module.new_cache(tokens.shape[0], int(positions.max()) + 2))
+
+        return self.ranks.run(call)[0]
+
+    @torch.no_grad()
+    def unroll(self, tokens: Tensor, out: TargetOutput, num_steps: int = 3) -> Tensor:
+        """Teacher-forced draft steps, as in training; reference side only.
+
+        tokens  [B, T]
+        ->      [K, B, T, Vd]  NaN where no next token is known
+        """
+        if self.side.name != "reference":
+            raise ValueError(
+                "unroll is the reference's: a twin holds one key a slot; open the draft with side='reference'"
+            )
+        return self.module.unroll(tokens, self.module.read(out), num_steps)
+
+
+@dataclass(frozen=True)
+class OpenSpeculation:
+    """A target, its draft and the loop."""
+
+    target: OpenTarget
+    draft: OpenDraft
+    algorithm: str
+
+    def generate(
+        self,
+        prompt_tokens: Tensor | Sequence[Tensor],
+        num_tokens: int = 64,
+        num_draft_tokens: int = 3,
+        temperature: float = 0.0,
+        seed: int = 0,
+        eos_token_id: int | None = None,
+        sequence_ids: Sequence[int] | None = None,
+        **engine: Any,
+    ) -> Generation:
+        """Continue every prompt; num_draft_tokens = 0 decodes without the draft.
+
+        prompt_tokens  [B, T], or B one-dimensional tensors of any lengths
+        engine         twin only: chunk_size, cycles and the like of `optimized.decoding.Engine.generate`
+        ->             tokens [B, num_tokens], -1 after the end; accepted drafts of each verify step
+        """
+        rows = [row.to(self.target.side.device) for row in prompt_tokens]
+        if not rows or any(row.dim() != 1 or not len(row) for row in rows):
+            raise ValueError("prompts are one or more non-empty sequences of token ids")
+        loop = (num_tokens, num_draft_tokens)
+        draws = {"temperature": temperature, "seed": seed, "eos_token_id": eos_token_id, "sequence_ids": sequence_ids}
+        points = self.draft.capture_points
+        if self.target.side.name == "reference":
+            return generate_reference(self.target.module, self.draft.module, rows, *loop, capture=points, **draws)
+        return self.target.ranks.run(lambda rank: self.engine(rank).generate(rows, *loop, **draws, **engine))[0]
+
+    def engine(self, rank: int = 0) -> Engine:
+        """The twin's engine of one rank."""
+        return Engine(self.target.modules[rank], self.draft.modules[rank], self.draft.capture_points)
+
+
+def _check_capture(capture: Sequence[int], num_layers: int) -> None:
+    wrong = [c for c in capture if not 0 <= c <= num_layers]
+    if wrong:
+        raise ValueError(f"capture points {wrong} are outside 0..{num_layers}")
+
+
+def folder_of(path: str | Path | OpenTarget) -> Path:
+    """Where a target given as a path or opened stands."""
+    return path.checkpoint.path if isinstance(path, OpenTarget) else Path(path)
+
+
+__all__ = ["CheckpointError", "OpenDraft", "OpenSpeculation", "OpenTarget", "Ranks", "Side", "folder_of"]

@@ -1,0 +1,137 @@
+"""Claim: every kernel compiles for Hopper (sm_90) without spilling registers and within its shared memory.
+
+The interpreter accepts what the compiler does not: loops that change a type, products of fewer than 16 columns, tiles
+that fit no memory. Compiling needs no GPU, but an environment without TRITON_INTERPRET, so it runs in a process of its
+own: this file, run as a script.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+pytestmark = pytest.mark.correctness
+
+ROOT = Path(__file__).parents[2]
+SHARED_BYTES = 232_448  # what one program may use on Hopper
+
+
+class Variant(NamedTuple):
+    """One kernel with one set of constants; `types` are the arguments that are no constants, in order."""
+
+    module: str
+    kernel: str
+    types: str
+    constants: dict[str, int | bool | None]
+
+
+PRODUCT = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 128, "STAGES": 4, "WHOLE": True}
+HEADS = {"Q_HEADS": 32, "KV_HEADS": 8, "WIDTH": 128}
+CHUNKS = {"CHUNK": 256, "BLOCK_M": 16, "BLOCK_S": 64, "BLOCK_D": 128, "STAGES": 2}
+WIDE = {"Q_HEADS": 32, "KV_HEADS": 4, "WIDTH": 512, "CHUNK": 256, "BLOCK_M": 16, "BLOCK_S": 32, "BLOCK_D": 512}
+
+VARIANTS = {
+    "norm": Variant("norm", "add_rmsnorm_kernel", "bbbbb if", {"HAS_RESIDUAL": True, "BLOCK": 4096}),
+    "linear": Variant("linear", "linear_kernel", "bbb iii", {"bias": None, "HAS_BIAS": False, **PRODUCT}),
+    "linear, 64 rows": Variant(
+        "linear", "linear_kernel", "bbbb iii", {"HAS_BIAS": True, **PRODUCT, "BLOCK_M": 64, "STAGES": 3}
+    ),
+    "gate_up": Variant(
+        "linear", "gate_up_kernel", "bbb iii", {"bias": None, "HAS_BIAS": False, **PRODUCT, "WHOLE": False}
+    ),
+    "head": Variant("head", "head_tile_kernel", "bbfI iiis", {"SCALED": True, **PRODUCT}),
+    "rope": Variant(
+        "rope", "rope_kernel", "bLLbLbbbbb iif", {**HEADS, "NORM_Q": True, "NORM_K": True, "HEADS": 8, "BLOCK": 128}
+    ),
+    "attend": Variant(
+        "attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": True, **HEADS, **CHUNKS}
+    ),
+    "attend, heads of 512": Variant(
+        "attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": False, **WIDE, "STAGES": 2}
+    ),
+    "merge": Variant("attention", "attend_merge_kernel", "fffb ii", {"WIDTH": 128, "BLOCK_M": 4, "BLOCK_D": 128}),
+    "head merge": Variant("head", "head_merge_kernel", "fIfL i", {"BLOCK": 2048}),
+    "argmax": Variant("head", "argmax_kernel", "bL i", {"BLOCK": 4096}),
+    "embed": Variant("moves", "embed_kernel", "Lbb iii", {"BLOCK": 1024}),
+    "gather": Variant("moves", "gather_rows_kernel", "bLb ii", {"BLOCK": 1024}),
+    "accept": Variant("moves", "accept_greedy_kernel", "LLL i", {"BLOCK": 4}),
+}
+TYPES = {"b": "*bf16", "f": "*fp32", "I": "*i32", "L": "*i64", "i": "i32", "s": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    """What the compiler said of every variant; all of them in one process."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_kernel_fits_the_machine(compiled: dict[str, dict[str, int]], name: str) -> None:
+    found = compiled[name]
+
+    assert found["spilled"] == 0
+    assert found["shared"] <= SHARED_BYTES
+
+
+@pytest.mark.parametrize("name", ["linear", "linear, 64 rows", "gate_up", "head", "attend"])
+def test_weights_and_keys_stream_ahead_of_the_product(compiled: dict[str, dict[str, int]], name: str) -> None:
+    found = compiled[name]
+
+    assert found["async_copies"] > 0
+    assert found["tensor_core_products"] > 0
+
+
+def compile_variant(variant: Variant) -> dict[str, int]:
+    """Compile for sm_90 and read the assembler's report."""
+    import importlib
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(f"optimized.ops.kernels.{variant.module}"), variant.kernel)
+    names = [name for name in kernel.arg_names if name not in variant.constants]
+    pointers, scalars = variant.types.split()
+    # the last scalar of a kernel may be a float: eps, scale
+    letters = pointers + "".join("s" if letter == "f" else letter for letter in scalars)
+    signature = {name: "constexpr" for name in kernel.arg_names}
+    signature |= {name: TYPES[letter] for name, letter in zip(names, letters, strict=True)}
+    # addresses and sizes that 16 divides, as the launcher finds for real models
+    divisible = [kernel.arg_names.index(n) for n, kind in signature.items() if kind.startswith("*") or kind == "i32"]
+    attrs = {(index,): [["tt.divisibility", 16]] for index in divisible}
+    constants = {(kernel.arg_names.index(name),): value for name, value in variant.constants.items()}
+    source = ASTSource(kernel, signature, constants, attrs)
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    ptx = code.asm["ptx"]
+    return {
+        "shared": code.metadata.shared,
+        "spilled": spilled(ptx),
+        "async_copies": ptx.count("cp.async.cg"),
+        "tensor_core_products": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
+    }
+
+
+def spilled(ptx: str) -> int:
+    """Bytes of registers that the assembler had to store."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(path), "-o", os.devnull]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    words = report.split()
+    return sum(int(words[at - 3]) for at, word in enumerate(words) if word == "stores," or word == "stores")
+
+
+if __name__ == "__main__":
+    json.dump({name: compile_variant(variant) for name, variant in VARIANTS.items()}, sys.stdout)

@@ -1,0 +1,282 @@
+"""Claim: the page is one offline file, the same bytes for the same record, and says what was not measured.
+
+All numbers below are made up for these tests.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.record import Accept, Case, Check, Observation, Planted, Recorder, Run, Sample, Verdict
+from reports import findings, measured, store
+from reports.page import render
+
+pytestmark = pytest.mark.correctness
+
+RUN_ID = "01TESTDATA0000000000000000"
+NO_GPU = {"available": False, "reason": "no NVIDIA driver", "driver": None, "devices": []}
+ENVIRONMENT = {
+    "source": {"commit": "0123456789abcdef" * 2 + "01234567", "dirty": True, "diff_sha256": "ab" * 32, "reason": ""},
+    "versions": {"python": "3.12.1", "torch": "0.0-test", "triton": None, "numpy": "2.0"},
+    "system": "made-up system",
+    "cpu": {"name": "Made-up CPU", "cores": 2, "torch_threads": 1},
+    "gpu": NO_GPU,
+    "seeds": {"prompts": 0},
+    "env": {"OMP_NUM_THREADS": "1"},
+}
+PAIRS = ("eagle3-llama", "eagle3-mla", "mtp-qwen3-moe", "gemma4-assistant")
+CLAIMS = ("reference agrees with transformers", "shards join to the whole", "capture points", "greedy text is unchanged",
+          "twin agrees with reference", "CUDA graph replays the eager step")  # fmt: skip
+START = Run(started="2026-01-02T03:04:05Z", version="0.1.0", argv=("draftproof", "demo"), environment=ENVIRONMENT)
+
+
+def checks(failing: bool = True) -> list[Check]:
+    rng, found = np.random.default_rng(0), []
+    for claim in CLAIMS:
+        for pair in PAIRS:
+            if "graph" in claim:
+                found.append(Check(claim=claim, pair=pair, status="skipped", reason="no GPU"))
+            elif not (claim == "capture points" and pair.startswith(("mtp", "gemma4"))):
+                used = None if claim.startswith(("shards", "greedy")) else float(rng.uniform(0.02, 0.9))
+                found.append(Check(claim=claim, pair=pair, status="passed", used=used, seed=1))
+    if failing:
+        found.append(
+            Check(
+                claim="twin agrees with reference", pair="eagle3-mla", status="failed", used=3.4, seed=17,
+                worst=("logits", (0, 5, 131)), reason='logits differ: 3.1e-2 over a budget of 9.1e-3 <script>alert("x")</script>',
+                replay="draftproof replay counterexamples/twin-eagle3-mla-17.json",
+            )
+        )  # fmt: skip
+    return found
+
+
+def accepts(pair: str, rate: float, temperature: float = 0.0, variant: str = "", prompts: int = 24) -> list[Accept]:
+    rng = np.random.default_rng(7)
+    case = Case(
+        pair=pair, gate="passed", method="eagle3", form="aten", dtype="float32", device="cpu", num_draft_tokens=4,
+        temperature=temperature, variant=variant, capture_points=(2, 4, 5) if not variant else (3, 5, 6),
+    )  # fmt: skip
+    found = []
+    for i in range(prompts):
+        own = rng.beta(9 * rate, 9 * (1 - rate))
+        kept = tuple(np.cumprod(rng.random((70, 4)) < own, axis=-1).sum(-1).tolist())
+        found.append(
+            Accept(
+                case=case, prompt=f"prompt-{i}", dataset="made-up", num_draft_tokens=4, accepted=kept,
+                emitted=1 + sum(kept) + len(kept), truncated=True, stop="length",
+            )
+        )  # fmt: skip
+    return found
+
+
+def samples() -> list[Sample]:
+    rng, found = np.random.default_rng(1), []
+    speeds = {("transformers", 0): 21.0, ("optimized", 0): 55.0, ("optimized", 4): 128.0}
+    for (impl, drafts), speed in speeds.items():
+        case = Case(
+            pair="eagle3-llama", gate="passed", impl=impl, dtype="float32", device="cpu", num_draft_tokens=drafts
+        )
+        for block in range(20):
+            values = speed * np.exp(rng.normal(0, 0.02, 4) + 0.03 * np.sin(block))
+            found.append(
+                Sample(case=case, metric="decode", unit="tokens/s", better="up", values=tuple(values), block=block)
+            )
+        for metric, ms in {"draft": 6.0, "verify": 18.0, "accept": 0.7, "cycle": 25.1}.items() if drafts else ():
+            found.append(
+                Sample(case=case, metric=metric, unit="ms", better="down", values=tuple(ms * rng.normal(1, 0.01, 9)))
+            )
+    return found
+
+
+def planted() -> list[Planted]:
+    bugs = [("layer ids + 1", "SGLang #25454", "capture points"), ("ceil(V/W) rows a shard", "SGLang #23976", "shards join"),
+            ("bonus token counted twice", "seeded", "acceptance length")]  # fmt: skip
+    found = [Planted(bug=b, origin=o, claim=c, caught=True, caught_by=c, duration_s=0.4) for b, o, c in bugs]
+    return [
+        *found,
+        Planted(bug="softmax in float64", origin="harmless", claim="every claim", caught=False, harmless=True),
+    ]
+
+
+def everything() -> list[Observation]:
+    readings = {"layer ids + 1": 0.55, "layer ids - 1": 0.48, "last layer for all": 0.3}
+    return [
+        START,
+        *checks(),
+        *accepts("eagle3-llama", 0.72),
+        *accepts("eagle3-llama", 0.6, temperature=1.0),
+        *accepts("mtp-qwen3-moe", 0.5),
+        *(a for variant, rate in readings.items() for a in accepts("eagle3-llama", rate, variant=variant)),
+        *samples(),
+        *planted(),
+        Case(pair="eagle3-mla", gate="failed", num_draft_tokens=4),
+        Verdict(metric="decode", verdict="SAME", pair="eagle3-llama", effect=1.004, low=0.99, high=1.02, p=0.6,
+                reasons=("inside 2 %",)),
+    ]  # fmt: skip
+
+
+def page(folder: Path, observations: Sequence[Observation], name: str = "page.html") -> str:
+    path = folder / "run.jsonl"
+    path.unlink(missing_ok=True)
+    with Recorder(path, RUN_ID) as recorder:
+        recorder.append(*observations)
+    return render([path], folder / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return page(tmp_path_factory.mktemp("page"), everything())
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes, ids counted, and tags that were left open."""
+
+    VOID = ("meta", "link", "br", "img", "path", "use", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert tag in self.VOID or self.open.pop() == tag
+
+
+def test_the_page_asks_no_network_and_is_small(full: str) -> None:
+    assert len(full.encode()) < 2_000_000
+    assert not re.search(r"https?:|//[a-z]", full)
+    for tag, attributes in Elements(full).found:
+        assert tag not in ("script", "img", "iframe", "object")
+        assert all(name not in attributes for name in ("src", "srcset", "action"))
+        assert re.match(r"#|data:,", attributes.get("href") or "#")
+    assert "@import" not in full
+
+
+def test_the_same_record_gives_the_same_bytes(tmp_path: Path, full: str) -> None:
+    assert page(tmp_path, everything(), "again.html") == full
+
+
+def test_tags_close_ids_are_unique_and_links_arrive(full: str) -> None:
+    elements = Elements(full)
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+
+    assert elements.open == []
+    assert len(ids) == len(set(ids))
+    targets = [a["href"] for _, a in elements.found if (a.get("href") or "").startswith("#")]
+    assert {t[1:] for t in targets if t} <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", full)) <= set(ids)
+
+
+def test_every_plot_has_words_instead_of_itself(full: str) -> None:
+    plots = [attributes for tag, attributes in Elements(full).found if tag == "svg"]
+
+    assert len(plots) == 8
+    assert all(p["role"] == "img" and len(p["aria-label"] or "") > 40 for p in plots)
+
+
+def test_plots_take_every_colour_from_the_page(full: str) -> None:
+    drawn = "".join(re.findall(r"<svg.*?</svg>", full, flags=re.DOTALL))
+
+    assert set(re.findall(r"#[0-9a-f]{6}\b", drawn)) == set()
+    assert set(re.findall(r"var\((--[a-z0-9-]+)\)", drawn)) <= set(re.findall(r"(--[a-z0-9-]+):", full))
+
+
+def test_light_dark_print_and_phone_are_thought_of(full: str) -> None:
+    for query in ("prefers-color-scheme: dark", "@media print", "max-width: 40rem", "width=device-width"):
+        assert query in full
+
+
+def test_sections_come_in_the_order_of_need(full: str) -> None:
+    sections = [a["id"] for tag, a in Elements(full).found if tag == "section"]
+
+    assert sections == [
+        "verdict", "ledger", "rig", "claims", "failures", "planted", "acceptance", "separation", "speed", "provenance",
+    ]  # fmt: skip
+
+
+def test_what_others_wrote_is_escaped(full: str) -> None:
+    assert "<script>alert" not in full
+    assert "&lt;script&gt;alert" in full
+
+
+def test_a_failure_leads_and_can_be_run_again(full: str) -> None:
+    assert "1 of 19 checks failed, in 1 claim." in full
+    assert full.count("draftproof replay counterexamples/twin-eagle3-mla-17.json") == 2
+    assert "logits[0, 5, 131]" in full
+    assert "failed 340 %" in full
+
+
+def test_the_rig_is_told_as_it_is(full: str) -> None:
+    assert "no GPU: not measured (no NVIDIA driver)" in full
+    assert "0123456789ab, dirty" in full
+    assert "numbers of eagle3-mla" in full
+
+
+def test_an_empty_run_measures_nothing_and_says_so(tmp_path: Path) -> None:
+    text = page(tmp_path, [Run(started="2026-01-02T03:04:05Z")])
+
+    assert "No check ran, so nothing can be concluded." in text
+    assert text.count("not measured:") >= 5
+    assert "<svg" not in text
+
+
+def records(tmp_path: Path, observations: Sequence[Observation]) -> store.Records:
+    page(tmp_path, observations)
+    return store.gather(tmp_path / "run.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("more", "tone", "words"),
+    [
+        ([], "good", "did not run"),
+        ([Check(claim="c", pair="p", status="error", reason="worker died")], "bad", "nothing is proven"),
+        ([replace(planted()[0], caught=False)], "bad", "1 planted change had the wrong outcome"),
+        ([replace(planted()[-1], caught=True)], "bad", "1 planted change had the wrong outcome"),
+        ([Verdict(metric="decode", pair="p", verdict="WORSE")], "bad", "WORSE than before: p decode"),
+        (
+            [Verdict(metric="decode", verdict="UNCLEAR", reasons=("few blocks",))],
+            "unsure",
+            "1 comparison ended UNCLEAR",
+        ),
+        ([Verdict(metric="decode", verdict="BETTER")], "good", "did not run"),
+    ],
+)
+def test_the_first_sentence_is_the_gravest_finding(
+    tmp_path: Path, more: list[Observation], tone: str, words: str
+) -> None:
+    found = findings.headline(records(tmp_path, [START, *checks(failing=False), *more]))
+
+    assert found.tone == tone
+    assert words in found.sentence
+
+
+def test_speed_is_a_ratio_to_transformers_of_the_same_run(tmp_path: Path) -> None:
+    rows = {row[0]: row[2] for row in measured.speed(records(tmp_path, samples())).rows}
+
+    ratios = [float(text.split()[0]) for text in rows.values()]
+    assert ratios == pytest.approx([1, 55 / 21, 128 / 21], rel=0.02)
+
+    alone = [s for s in samples() if s.case.impl != "transformers"]
+    assert {row[2] for row in measured.speed(records(tmp_path, alone)).rows} == {"no baseline"}
+
+
+def test_a_data_set_has_its_own_length(tmp_path: Path) -> None:
+    mixed = [*accepts("p", 0.7), *(replace(a, dataset="other") for a in accepts("p", 0.7))]
+
+    rows = measured.acceptance(records(tmp_path, mixed)).rows
+
+    assert [row[0] for row in rows] == ["p, greedy, made-up", "p, greedy, other"]
