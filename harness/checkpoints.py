@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
-# tensors that trainers leave in a checkpoint and no forward pass reads: (how the name ends, why)
+# tensors that trainers leave in a checkpoint and no forward pass reads: (pattern of our name, why)
 NOT_WEIGHTS = (
-    ("rotary_emb.inv_freq", "recomputed from the config"),
-    ("rotary_emb.cos_cached", "recomputed from the config"),
-    ("rotary_emb.sin_cached", "recomputed from the config"),
+    ("*rotary_emb.inv_freq", "recomputed from the config"),
+    ("*rotary_emb.cos_cached", "recomputed from the config"),
+    ("*rotary_emb.sin_cached", "recomputed from the config"),
 )
 
 
@@ -266,16 +267,16 @@ def plan(
 
     wanted    our parameter names and shapes
     names     published prefixes and ours
-    ignore    (our name, reason) of tensors that may be there and are not read
+    ignore    (pattern of our name, reason) of tensors that may be there and are not read
     optional  our names that may be absent: the caller fills them from elsewhere and says so
     errors: CheckpointError for unknown, missing, doubled or wrongly shaped tensors
     """
-    excuses = dict(ignore)
+    excuses = (*ignore, *NOT_WEIGHTS)
     source: dict[str, str] = {}
     ignored: dict[str, str] = {}
     for tensor, header in checkpoint.headers.items():
         ours = rename(tensor, names)
-        reason = excuses.get(ours) or next((why for end, why in NOT_WEIGHTS if ours.endswith(end)), None)
+        reason = next((why for pattern, why in excuses if fnmatchcase(ours, pattern)), None)
         if ours not in wanted and reason is not None:
             ignored[tensor] = reason
         elif ours not in wanted:

@@ -113,6 +113,9 @@ def resolve(
     """
     if layer_ids is not None:
         _check_word(layer_ids, "layer_ids", "the argument")
+    for key in ("eagle_config", "dflash_config"):
+        if config.get(key) is not None and not isinstance(config[key], Mapping):
+            raise LayerIdsError(f"{file}: {key} is {config[key]!r}; expected an object")
     if _find(config, "eagle_config.use_aux_hidden_state") is False:
         raise LayerIdsError(
             f"{file}: eagle_config.use_aux_hidden_state is false: this draft reads the target's final hidden state "

@@ -133,12 +133,13 @@ def run_threads(world: int, fn: Callable[[Group], R], *, timeout: float = 60.0) 
     meeting = Meeting(world, timeout)
     results: dict[int, R] = {}
     errors: list[tuple[int, BaseException]] = []
-    # grad mode is a thread's own
-    grad = torch.is_grad_enabled()
+    # both are a thread's own: a rank must not compute with other settings than its caller
+    grad, num_threads = torch.is_grad_enabled(), torch.get_num_threads()
 
     def work(rank: int) -> None:
         failed = True
         try:
+            torch.set_num_threads(num_threads)
             with torch.set_grad_enabled(grad):
                 results[rank] = fn(ThreadGroup(rank, world, meeting))
             failed = False

@@ -11,7 +11,7 @@ A layer packs what one kernel multiplies by (q | k | v, gate | up) and remembers
 that `unpack` gives back the shards that `load` was given. Parameters are NaN until they are written.
 """
 
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -362,6 +362,14 @@ class PackedModel:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `forward`."""
+        return self.forward(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model computes; a subclass says it with its own arguments."""
+        raise NotImplementedError
 
     def own(self, part: P) -> P:
         """Register a part whose tensors this model's checkpoint holds."""

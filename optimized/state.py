@@ -164,16 +164,16 @@ class State:
     ) -> None:
         """Begin a generation: every row is silent until `start`.
 
-        rates   unconditional acceptance rate of each draft position, for a forced plan
+        rates   for a forced plan: acceptance rate of each draft position, given that those before it were accepted
         """
         self.num_tokens.fill_(num_tokens)
         self.eos.fill_(-1 if eos_token_id is None else eos_token_id)
-        self.seed.fill_(seed)
+        # any Python integer names a seed: its last 64 bits
+        self.seed.fill_((seed + 2**63) % 2**64 - 2**63)
         self.temperature.fill_(temperature or 1.0)
         self._put(self.sequence, sequence_ids)
         if self.plan.forced:
-            before = [1.0, *rates[:-1]]
-            self.rates.copy_(torch.tensor([now / then if then else 0.0 for now, then in zip(rates, before, strict=True)]))
+            self.rates.copy_(torch.tensor(rates, dtype=torch.float64))
         for buffer in (self.root, self.accepted, self.settled, self.num_output, self.num_cycles):
             buffer.zero_()
         self.lengths.fill_(1)

@@ -36,6 +36,7 @@ INERT = frozenset(
         "target_model_type",
         "has_no_defaults_at_init",
         "speculators_version",
+        "embed_requires_grad",
     }
 )
 

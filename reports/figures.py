@@ -1,7 +1,8 @@
 """Plots as inline SVG: text stays text, colours are the page's CSS variables, the same data give the same bytes.
 
 matplotlib draws with marker colours (INK, MUTED, ...); afterwards each is replaced by `var(--...)`, so one drawing
-serves a light page, a dark page and paper. Series differ by marker and dash as well as by colour (Okabe and Ito's palette).
+serves a light page, a dark page and paper. Series differ by marker and dash as well as by colour (the palette is Okabe
+and Ito's, darkened or lightened until text-sized marks stand out).
 """
 
 import re
@@ -10,12 +11,11 @@ from html import escape
 from io import StringIO
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from reports.statistics import Interval
 
@@ -48,12 +48,13 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": GRID,
     "xtick.labelcolor": MUTED,
     "ytick.color": GRID,
     "ytick.labelcolor": MUTED,
 }
-WIDTH = 4.8
+WIDTH = 4.3
 """inches; every figure has it, so that letters have one size on the page"""
 
 
@@ -85,7 +86,8 @@ def curves(name: str, title: str, lines: Sequence[Curve], x: str, y: str, note: 
         if zero:
             axes.set_ylim(bottom=0)
         axes.set(xlabel=x, ylabel=y)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        places = sorted({at for line in lines for at in line.x})
+        axes.set_xticks(places[:: -(-len(places) // 7)])
         axes.grid(axis="y")
         _legend(axes, len(lines))
 
@@ -132,32 +134,34 @@ def forest(name: str, title: str, rows: Mapping[str, Interval], x: str, note: st
             axes.xaxis.set_major_formatter(lambda v, _: f"{v:g} x")
             axes.xaxis.set_minor_formatter(lambda v, _: "")
         _list(axes, rows)
-        axes.margins(x=0.16)
+        axes.margins(x=0.2)
         axes.set(xlabel=x)
 
     told = "; ".join(f"{label} {_words(row)}" for label, row in rows.items())
-    return _plot(name, title, f"Forest plot of {x}. {told}.", note, draw, 0.9 + 0.34 * len(rows))
+    return _plot(name, title, f"Forest plot of {x}. {told}.", note, draw, 0.9 + 0.4 * len(rows))
 
 
-def strips(name: str, title: str, rows: Mapping[str, Mapping[int, Sequence[float]]], x: str, note: str) -> Plot:
-    """Every raw value as a dot, and the median of each block as a tick: two humps show here and nowhere else."""
+def strips(name: str, title: str, rows: Mapping[str, Mapping[int, Sequence[float]]], unit: str, note: str) -> Plot:
+    """Every raw value against the median of its row, block under block: two humps show here and nowhere else."""
+    middle = {
+        label: float(np.median(np.concatenate([list(v) for v in blocks.values()]))) for label, blocks in rows.items()
+    }
 
     def draw(axes: Axes) -> None:
-        for i, blocks in enumerate(rows.values()):
-            numbers = sorted(blocks)
-            for place, block in enumerate(numbers):
-                at = i + 0.32 - 0.64 * (place + 0.5) / len(numbers)
-                values = blocks[block]
-                axes.plot(values, [at] * len(values), ".", color=SERIES[i % len(SERIES)], alpha=0.45, markersize=3.5)
+        for i, (label, blocks) in enumerate(rows.items()):
+            for place, block in enumerate(sorted(blocks)):
+                at = i - 0.36 + 0.72 * (place + 0.5) / len(blocks)
+                values = 100 * (np.asarray(blocks[block]) / middle[label] - 1)
+                axes.plot(values, [at] * len(values), ".", color=SERIES[i % len(SERIES)], alpha=0.5, markersize=4)
                 axes.plot([np.median(values)], [at], "|", color=INK, markersize=4, markeredgewidth=1)
-        _list(axes, rows)
-        axes.set(xlabel=x)
+        _list(axes, {f"{label}\n{middle[label]:.4g} {unit}": None for label in rows})
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:+.0f} %" if abs(v) >= 1 or v == 0 else f"{v:+.1f} %")
+        axes.set(xlabel="against the median of the row")
 
     told = "; ".join(
-        f"{label}: median {np.median(np.concatenate([list(v) for v in blocks.values()])):.4g} over {len(blocks)} blocks"
-        for label, blocks in rows.items()
+        f"{label}: median {middle[label]:.4g} {unit}, {len(blocks)} blocks" for label, blocks in rows.items()
     )
-    return _plot(name, title, f"Strip plot of {x}. {told}.", note, draw, 0.9 + 0.55 * len(rows))
+    return _plot(name, title, f"Strip plot of raw values. {told}.", note, draw, 0.9 + 0.7 * len(rows))
 
 
 def stacks(name: str, title: str, rows: Mapping[str, Mapping[str, float]], x: str, note: str) -> Plot:
@@ -196,15 +200,15 @@ def lollipops(name: str, title: str, rows: Mapping[str, float], x: str, bound: f
             axes.axvline(at, color=MUTED, linewidth=0.9, linestyle=DASHES[1])
         axes.axvline(0, color=GRID, linewidth=1)
         _list(axes, rows)
-        axes.margins(x=0.18)
+        axes.margins(x=0.24)
         axes.set(xlabel=x)
 
     told = "; ".join(f"{label} {value:+.1f}" for label, value in rows.items())
-    return _plot(name, title, f"Plot of {x}. {told}.", note, draw, 0.9 + 0.34 * len(rows))
+    return _plot(name, title, f"Plot of {x}. {told}.", note, draw, 0.9 + 0.4 * len(rows))
 
 
 def _plot(name: str, title: str, alt: str, note: str, draw: Any, height: float) -> Plot:
-    with mpl.rc_context(STYLE):
+    with style.context(["default", STYLE]):  # whatever a user's matplotlibrc says
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.subplots()
@@ -251,8 +255,16 @@ def _rows(count: int) -> int:
     return (count + 1) // 2 if count > 1 else 0
 
 
-def _short(label: str, width: int = 30) -> str:
-    return label if len(label) <= width else label[: width - 3] + "..."
+def _short(label: str, width: int = 24) -> str:
+    """A label in lines of at most `width` letters, broken where its facts are joined."""
+    lines = [""]
+    for word in re.split(r"(?<=[,:]) ", label):
+        lines = (
+            [*lines, word]
+            if lines[-1] and len(lines[-1]) + len(word) >= width
+            else [*lines[:-1], f"{lines[-1]} {word}"]
+        )
+    return "\n".join(line.strip() for line in lines)
 
 
 def _few(curve: Curve) -> list[tuple[float, Interval]]:

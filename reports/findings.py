@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 from harness.record import Check, Planted, Sample
 from reports.store import Records
 
-# the worst of several checks names a cell
-SEVERITY = ("failed", "error", "skipped", "passed")
+# the first of these that occurs names a cell
+SEVERITY = ("failed", "error", "passed", "skipped")
 
 
 class Headline(NamedTuple):
@@ -24,7 +24,8 @@ class Debt(NamedTuple):
     """One line of the ledger: something that did not run."""
 
     what: str
-    count: int
+    times: int
+    """0: all of it"""
     why: str
 
 
@@ -58,8 +59,6 @@ def headline(records: Records) -> Headline:
     """The verdict in one sentence, the gravest finding first."""
     count = Counter(check.status for check in records.checks)
     ran = count["passed"] + count["failed"]
-    if not ran and not count["error"]:
-        return Headline("unsure", "No check ran, so nothing can be concluded.", "Run the claims:", "draftproof check")
     if count["failed"]:
         first = next(check for check in records.checks if check.status == "failed")
         claims = len({check.claim for check in records.checks if check.status == "failed"})
@@ -69,16 +68,27 @@ def headline(records: Records) -> Headline:
         broken = next(check for check in records.checks if check.status == "error")
         sentence = f"{_counted(count['error'], 'check')} could not be finished, so nothing is proven."
         return Headline("bad", sentence, f"The first one stopped with: {broken.reason}", broken.replay)
-    passed = f"All {_counted(ran, 'check')} that ran pass" if ran > 1 else "The one check that ran passes"
+    passed = (
+        f"All {ran} checks that ran pass" if ran > 1 else "The one check that ran passes" if ran else "No check ran"
+    )
     wrong = [row for row in score(records).rows if not row[2]]
     if wrong:
         sentence = f"{passed}, but {_counted(len(wrong), 'planted change')} had the wrong outcome."
         return Headline("bad", sentence, "Sharpen the claim named in the score table, then:", "draftproof planted")
-    return _compared(records, passed, count["skipped"])
+    compared = _compared(records, passed)
+    if compared is not None:
+        return compared
+    if not ran:
+        sentence = "No check ran, so nothing can be concluded about correctness."
+        return Headline("unsure", sentence, "Run the claims:", "draftproof check")
+    if count["skipped"]:
+        sentence = f"{passed}; {_counted(count['skipped'], 'check')} did not run."
+        return Headline("good", sentence, "Read below what that leaves unproven.")
+    return Headline("good", f"{passed}.", "Nothing is left to do.")
 
 
-def _compared(records: Records, passed: str, skipped: int) -> Headline:
-    """The verdict of a run whose claims are green."""
+def _compared(records: Records, passed: str) -> Headline | None:
+    """What comparisons with another run add where no check is red; None if they are all well."""
     found = {kind: [v for v in records.verdicts if v.verdict == kind] for kind in ("WORSE", "INVALID", "UNCLEAR")}
     if found["WORSE"]:
         names = ", ".join(f"{v.pair} {v.metric}".strip() for v in found["WORSE"][:3])
@@ -87,11 +97,7 @@ def _compared(records: Records, passed: str, skipped: int) -> Headline:
         some = found["INVALID"] or found["UNCLEAR"]
         sentence = f"{passed}; {_counted(len(some), 'comparison')} ended {some[0].verdict}."
         return Headline("unsure", sentence, "; ".join(some[0].reasons) or "Measure again with more blocks.")
-    if skipped:
-        return Headline(
-            "good", f"{passed}; {_counted(skipped, 'check')} did not run.", "Read below what that leaves unproven."
-        )
-    return Headline("good", f"{passed}.", "Nothing is left to do.")
+    return None
 
 
 def ledger(records: Records) -> list[Debt]:
@@ -176,15 +182,17 @@ def share(used: float | None) -> str:
 def _cell(checks: list[Check]) -> Cell | None:
     if not checks:
         return None
-    status = min((check.status for check in checks), key=SEVERITY.index)
-    used = max((check.used for check in checks if check.used is not None), default=None)
-    of_status = sum(check.status == status for check in checks)
-    title = f"{of_status} of {_counted(len(checks), 'check')} {status}"
+    statuses = Counter(check.status for check in checks)
+    status = next(kind for kind in SEVERITY if statuses[kind])
+    title = ", ".join(f"{number} {kind}" for kind, number in statuses.items())
     if status == "skipped":
-        return Cell(status, "skipped", 0.0, f"{title}: {next(c.reason for c in checks if c.status == status)}")
+        return Cell(status, "skipped", 0.0, f"{title}: {checks[0].reason}")
+    used = max((check.used for check in checks if check.used is not None), default=None)
     text = share(used)
     if status != "passed":
-        text = status if used is None else f"{status} {text}"
+        text = status if used is None else f"{status}, {text}"
+    elif statuses["skipped"]:
+        text += f", {statuses['skipped']} skipped"
     return Cell(status, text, min(1.0, used or 0.0), title)
 
 

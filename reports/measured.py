@@ -53,9 +53,11 @@ class Measured(NamedTuple):
 
 def acceptance(records: Records) -> Section:
     """Length with interval, survival, histogram, length by output position."""
-    found = arms([a for a in records.accepts if not a.case.variant] or records.accepts)
+    drafted = [a for a in records.accepts if a.num_draft_tokens]
+    found = arms([a for a in drafted if not a.case.variant] or drafted)
+    found = [m for m in found if any(m.arm.steps.values())]
     if not found:
-        return Section("not measured: no prompt was answered in this record (draftproof bench acceptance)")
+        return Section("not measured: no complete verify step is in this record (draftproof bench acceptance)")
     lengths = {m.label: statistics.acceptance_length(m.arm) for m in found}
     rows = tuple(
         (m.label, _number(lengths[m.label]), _range(lengths[m.label]), str(m.arm.num_draft_tokens),

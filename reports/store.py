@@ -39,7 +39,15 @@ class Records(NamedTuple):
 def gather(*paths: str | Path) -> Records:
     """The observations of record files, or of every `*.jsonl` under a folder."""
     every = [observation for path in find(*paths) for observation in read(path)]
-    return Records(*([o for o in every if isinstance(o, cls)] for cls in TYPES.values()))
+    return Records(
+        runs=[o for o in every if isinstance(o, Run)],
+        cases=[o for o in every if isinstance(o, Case)],
+        checks=[o for o in every if isinstance(o, Check)],
+        samples=[o for o in every if isinstance(o, Sample)],
+        accepts=[o for o in every if isinstance(o, Accept)],
+        planted=[o for o in every if isinstance(o, Planted)],
+        verdicts=[o for o in every if isinstance(o, Verdict)],
+    )
 
 
 def load(*paths: str | Path) -> Frames:

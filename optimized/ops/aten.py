@@ -3,8 +3,8 @@
 Natural shapes are for speed: few calls, weights packed for oneDNN where that makes four rows cost what one costs.
 BLAS bits, however, depend on the number of rows and, on some machines, on the slot of a row in its tile, and those of
 silu on the place in the vector. `exact` therefore computes every row in one constant shape: tiles of 16 rows after
-`probe` found that their slots agree on this machine, one row a call where they do not; activations padded to 64
-columns; attention one query at a time over the whole key buffer.
+`probe` found that their slots agree on this machine for this shape of weight, one row a call where they do not;
+activations padded to 64 columns; attention one query at a time over the whole key buffer.
 """
 
 import functools
@@ -22,8 +22,6 @@ TILE_ROWS = 16
 TILE_COLUMNS = 64
 # below this many numbers the packed product's longer way to the kernel costs more than it saves (float32)
 PACK_FROM = 1 << 17
-# rows out, columns in; one is no multiple of any vector
-PROBED = ((64, 64), (96, 192), (100, 72), (512, 192), (192, 512), (1000, 256))
 
 
 class Aten:
@@ -52,7 +50,7 @@ class Aten:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [M, K], weight [N, K], bias [N] or None -> [M, N]"""
-        return self._rows(lambda rows: _linear(rows, weight, bias), x)
+        return self._rows(lambda rows: _linear(rows, weight, bias), x, weight)
 
     def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [M, K], weight [2I, K], bias [2I] or None -> [M, I]"""
@@ -142,37 +140,47 @@ class Aten:
             return x
         return self._rows(lambda rows: _rmsnorm(rows, weight, eps), x.flatten(0, 1)).view_as(x)
 
-    def _rows(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """x [M, K] -> what `call` gives for it, [M, N]; exact: always in one constant shape of rows."""
+    def _rows(self, call: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """What `call` gives for x; exact: computed in one constant shape of rows.
+
+        x       [M, K]
+        weight  [N, K]  the factor of a product; None: `call` works row by row
+        ->      [M, N]
+        """
         if not self.exact:
             return call(x)
         # several threads would cut a tile by rows; a single row is cut the same way every time
-        size = TILE_ROWS if torch.get_num_threads() == 1 and probe(x.dtype) else 1
+        tiled = torch.get_num_threads() == 1 and (weight is None or probe(x.dtype, *weight.shape))
+        size = TILE_ROWS if tiled else 1
         # padding copies, so that every tile begins at an aligned address
         tiles = F.pad(x, (0, 0, 0, -x.shape[0] % size)).split(size)
         return torch.cat([call(tile.clone()) for tile in tiles])[: x.shape[0]]
 
 
 @functools.cache
-def probe(dtype: torch.dtype) -> bool:
-    """Whether a row of a 16-row product has the same bits in every slot and company here, with one thread."""
+def probe(dtype: torch.dtype, num_out: int = 64, num_in: int = 64) -> bool:
+    """Whether a row of a 16-row product has the same bits in every slot and company here, with one thread.
+
+    Asked for every shape of weight: the same library takes different paths for different shapes.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return all(_slots_agree(dtype, out, into) for out, into in PROBED)
+        noise = torch.Generator().manual_seed(num_out * num_in)
+        weight = torch.randn(num_out, num_in, generator=noise).to(dtype)
+        # another order of a sum shows in some of its results only, so narrow products are asked more often
+        tries = max(2, min(64, 4096 // num_out))
+        return all(
+            _slots_agree(torch.randn(TILE_ROWS, num_in, generator=noise).to(dtype), weight) for _ in range(tries)
+        )
     finally:
         torch.set_num_threads(threads)
 
 
-def _slots_agree(dtype: torch.dtype, out: int, into: int) -> bool:
-    noise = torch.Generator().manual_seed(out * into)
-    weight, row = torch.randn(out, into, generator=noise).to(dtype), torch.randn(into, generator=noise).to(dtype)
-    seen = []
-    for slot in range(TILE_ROWS):
-        tile = torch.randn(TILE_ROWS, into, generator=noise).to(dtype)
-        tile[slot] = row
-        seen.append(F.linear(tile, weight)[slot])
-    return all(torch.equal(seen[0], other) for other in seen[1:])
+def _slots_agree(tile: Tensor, weight: Tensor) -> bool:
+    """tile [M, K], weight [N, K]"""
+    alike = F.linear(tile[:1].repeat(TILE_ROWS, 1), weight)
+    return torch.equal(alike, alike[:1].expand_as(alike)) and torch.equal(F.linear(tile, weight)[0], alike[0])
 
 
 def _packs(weight: Tensor) -> bool:

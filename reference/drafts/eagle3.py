@@ -101,6 +101,8 @@ CHECKPOINT_NAMES = (
 IGNORED = (
     ("verifier_lm_head.weight", "the target's head, kept by the trainer for its loss"),
     ("verifier_norm.weight", "the target's norm, kept by the trainer for its loss"),
+    ("layers.*.hidden_norm.weight", "layers after the first apply eagle_config.later_norm alone"),
+    ("layers.*.input_layernorm.weight", "layers after the first apply eagle_config.later_norm alone"),
 )
 
 # how each parameter is split over W tensor-parallel ranks; norms, and names not listed, are replicated
@@ -166,8 +168,8 @@ class Eagle3Layer(nn.Module):
     def __init__(self, c: Eagle3Config, index: int) -> None:
         super().__init__()
         self.c, self.index = c, index
-        self.input_layernorm = RMSNorm(c.hidden, c.eps)
-        self.hidden_norm = RMSNorm(c.hidden, c.eps)
+        for name in LATER_NORMS if index == 0 else (c.later_norm,):
+            self.add_module(name, RMSNorm(c.hidden, c.eps))
         self.post_attention_layernorm = RMSNorm(c.hidden, c.eps)
         self.self_attn = Attention(c, 2 * c.hidden if index == 0 else c.hidden)
         self.mlp = MLP(c.hidden, c.intermediate, c.mlp_bias)

@@ -56,7 +56,7 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
         "later_norm": eagle.get("later_norm", "input_layernorm"),
         "qk_norm": qwen3,
         "qkv_bias": attention_bias,
-        "o_bias": attention_bias and not qwen3,
+        "o_bias": attention_bias,
         "mlp_bias": keys.get("mlp_bias", False),
         "fc_bias": keys.get("bias", False),
         "logit_scale": keys.get("logit_scale", 1.0),

@@ -278,6 +278,14 @@ def make(case: Case, folder: Path) -> None:
     save_file(golden, folder / "golden.safetensors", metadata=describe(case, number))
 
 
+def place(made: Path, folder: Path) -> None:
+    """Replace a golden folder by the one just made: its three files and nothing else."""
+    folder.mkdir(exist_ok=True)
+    for name in ("config.json", "model.safetensors", "golden.safetensors"):
+        (made / name).chmod(0o644)
+        (made / name).replace(folder / name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write the golden folders.")
     parser.add_argument("out", type=Path, help="the folder that holds the golden folders")
@@ -290,14 +298,6 @@ def main() -> None:
             with tempfile.TemporaryDirectory(dir=chosen.out) as scratch:
                 make(case, Path(scratch))
                 place(Path(scratch), chosen.out / case.name)
-
-
-def place(made: Path, folder: Path) -> None:
-    """Replace a golden folder by the one just made: its three files and nothing else."""
-    folder.mkdir(exist_ok=True)
-    for name in ("config.json", "model.safetensors", "golden.safetensors"):
-        (made / name).chmod(0o644)
-        (made / name).replace(folder / name)
 
 
 if __name__ == "__main__":

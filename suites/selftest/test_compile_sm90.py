@@ -5,8 +5,10 @@ that fit no memory. Compiling needs no GPU, but an environment without TRITON_IN
 own: this file, run as a script.
 """
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
 
 pytestmark = pytest.mark.correctness
 
@@ -48,9 +54,7 @@ VARIANTS = {
     "rope": Variant(
         "rope", "rope_kernel", "bLLbLbbbbb iif", {**HEADS, "NORM_Q": True, "NORM_K": True, "HEADS": 8, "BLOCK": 128}
     ),
-    "attend": Variant(
-        "attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": True, **HEADS, **CHUNKS}
-    ),
+    "attend": Variant("attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": True, **HEADS, **CHUNKS}),
     "attend, heads of 512": Variant(
         "attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": False, **WIDE, "STAGES": 2}
     ),
@@ -92,18 +96,12 @@ def test_weights_and_keys_stream_ahead_of_the_product(compiled: dict[str, dict[s
 
 def compile_variant(variant: Variant) -> dict[str, int]:
     """Compile for sm_90 and read the assembler's report."""
-    import importlib
-
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     kernel = getattr(importlib.import_module(f"optimized.ops.kernels.{variant.module}"), variant.kernel)
     names = [name for name in kernel.arg_names if name not in variant.constants]
     pointers, scalars = variant.types.split()
     # the last scalar of a kernel may be a float: eps, scale
     letters = pointers + "".join("s" if letter == "f" else letter for letter in scalars)
-    signature = {name: "constexpr" for name in kernel.arg_names}
+    signature = dict.fromkeys(kernel.arg_names, "constexpr")
     signature |= {name: TYPES[letter] for name, letter in zip(names, letters, strict=True)}
     # addresses and sizes that 16 divides, as the launcher finds for real models
     divisible = [kernel.arg_names.index(n) for n, kind in signature.items() if kind.startswith("*") or kind == "i32"]
@@ -122,15 +120,12 @@ def compile_variant(variant: Variant) -> dict[str, int]:
 
 def spilled(ptx: str) -> int:
     """Bytes of registers that the assembler had to store."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(path), "-o", os.devnull]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    words = report.split()
-    return sum(int(words[at - 3]) for at, word in enumerate(words) if word == "stores," or word == "stores")
+    return sum(int(size) for size in re.findall(r"(\d+) bytes spill stores", report))
 
 
 if __name__ == "__main__":

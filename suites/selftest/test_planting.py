@@ -56,7 +56,14 @@ class Config:
 
 
 def bug(at, make, **facts):
-    return Bug("a bug", "this file", at if at.startswith(("harness.", "suites.", "no_such")) else f"{HERE}.{at}", make, CLAIM, **facts)
+    return Bug(
+        "a bug",
+        "this file",
+        at if at.startswith(("harness.", "suites.", "no_such")) else f"{HERE}.{at}",
+        make,
+        CLAIM,
+        **facts,
+    )
 
 
 def constant(value):
