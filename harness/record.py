@@ -24,6 +24,8 @@ GATES = ("passed", "failed", "not_run")
 STATUSES = ("passed", "failed", "skipped", "error")
 VERDICTS = ("SAME", "BETTER", "WORSE", "UNCLEAR", "INVALID")
 BETTER = ("up", "down", "none")
+ABOVE_ZERO = ("s", "ms", "us", "tokens/s")
+"""units of which nothing can be zero"""
 
 # closes a line that a killed process left behind; no JSON object can end like this
 TORN = "#torn"
@@ -161,6 +163,8 @@ class Sample(Observation):
         _among("better", self.better, BETTER)
         if not self.values or not all(math.isfinite(v) for v in self.values):
             raise RecordError(f"{self.metric}: values must be finite and at least one, got {self.values[:4]}")
+        if self.unit in ABOVE_ZERO and min(self.values) <= 0:
+            raise RecordError(f"{self.metric}: {self.unit} must be above zero, got {min(self.values)}")
 
 
 @dataclass(frozen=True, kw_only=True)

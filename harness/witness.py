@@ -119,8 +119,11 @@ def _publish_names(folder: Path, model_type: str) -> None:
 def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Witness":
     """Open a checkpoint folder with transformers; CheckpointError where it leaves a tensor out or invents one."""
     config = transformers.AutoConfig.from_pretrained(folder)
+    # transformers 5.17 inverts the mask of Gemma 4's audio tower in eager attention
+    audio = {"audio_config": "sdpa"} if getattr(config, "audio_config", None) is not None else {}
+    attention = {"": "eager", **dict.fromkeys(config.sub_configs, "eager"), **audio}
     model, report = _model_class(config).from_pretrained(
-        folder, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True
+        folder, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report.get(kind):

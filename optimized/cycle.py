@@ -44,15 +44,16 @@ def propose(models: Speculation, state: State, num_slots: int | None = None) -> 
     settled = state.columns <= state.accepted[:, None]
     positions = torch.where(settled, first[:, None] + state.columns, -1)
     top, feedback = draft.states(state.settled, draft.read(state), positions, state.draft_cache, num_slots)
-    gather = draft.at.ops.gather_rows
+    gather, token = draft.at.ops.gather_rows, state.root
     top, feedback = gather(top, state.accepted), gather(feedback, state.accepted)
     for k in range(1, state.plan.num_draft_tokens + 1):
         if k > 1:
             # the token of step k - 1 follows position n + k - 2, whose slot the new step takes
-            token, place = state.drafted[:, k - 2, None], (state.lengths + (k - 2))[:, None]
-            top, feedback = draft.states(token, feedback[:, None], place, state.draft_cache, num_slots)
+            place = (state.lengths + (k - 2))[:, None]
+            top, feedback = draft.states(token[:, None], feedback[:, None], place, state.draft_cache, num_slots)
             top, feedback = top[:, 0], feedback[:, 0]
-        state.drafted[:, k - 1] = draft.at.group.broadcast(_draft_token(draft, state, top, k))
+        token = draft.at.group.broadcast(_draft_token(draft, state, top, k))
+        state.drafted[:, k - 1] = token
 
 
 def verify(models: Speculation, state: State, num_slots: int | None = None) -> None:
@@ -108,7 +109,7 @@ def commit(state: State, accepted: Tensor, following: Tensor) -> None:
     state.accepted.copy_(accepted * going)
     state.lengths += (accepted + 1) * going
     state.root.copy_(torch.where(going, following, state.root))
-    state.progress.copy_(torch.where(going, state.lengths, -1))
+    state.progress.copy_(torch.where(going, state.lengths, ~state.lengths))
 
 
 def probabilities(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -140,7 +141,7 @@ def draw_following(ops: Any, state: State, accepted: Tensor) -> Tensor:
 
 def conditional(rates: Sequence[float]) -> list[float]:
     """Acceptance rates of draft positions, given that all before them were accepted, from the unconditional ones."""
-    return [now / then if then else 0.0 for now, then in zip(rates, [1.0, *rates[:-1]], strict=True)]
+    return [now / then if then else 0.0 for now, then in zip(rates, [1.0, *rates], strict=False)]
 
 
 def _draft_token(draft: Any, state: State, top: Tensor, k: int) -> Tensor:

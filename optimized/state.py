@@ -136,7 +136,8 @@ class State:
         self.output, self.num_output = integers(batch, plan.capacity + columns + 1, fill=-1), integers(batch)
         self.log, self.num_cycles = integers(batch, plan.capacity + 1, fill=-1), integers(batch)
         self.done = torch.ones(batch, dtype=torch.bool, device=device)
-        self.progress = integers(batch, fill=-1)
+        # what the host reads: the length of a row that still speaks, its complement (negative) for one that is done
+        self.progress = integers(batch, fill=-2)
         # what was asked
         self.num_tokens, self.eos = integers(1), integers(1, fill=-1)
         self.seed, self.sequence = integers(1), integers(batch)
@@ -178,8 +179,9 @@ class State:
             buffer.zero_()
         self.lengths.fill_(1)
         self.done.fill_(True)
-        for buffer in (self.output, self.log, self.progress):
+        for buffer in (self.output, self.log):
             buffer.fill_(-1)
+        self.progress.fill_(-2)
 
     def start(self, lengths: Sequence[int], root: Tensor, aux: Tensor, hidden: Tensor) -> None:
         """The prompts are read; the first rows of the batch begin to speak.
@@ -197,7 +199,7 @@ class State:
         self.output[:rows, 0] = root
         self.num_output[:rows] = 1
         self.done[:rows] = (root == self.eos) | (self.num_tokens <= 1)
-        self.progress.copy_(torch.where(self.done, -1, self.lengths))
+        self.progress.copy_(torch.where(self.done, ~self.lengths, self.lengths))
 
     def poison(self) -> None:
         """Between two cycles: spoil everything that the next cycle must not read, or must not let through.

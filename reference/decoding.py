@@ -174,7 +174,7 @@ def generate(
     accepted_log: list[list[int]] = [[] for _ in rows]
     done = [_ended(row, num_tokens, eos_token_id) for row in text]
     while not all(done):
-        drafted, q = chain.propose(logits, feedback) if num_draft_tokens else (tokens[:, :0], tokens[:, :0])
+        drafted, q = chain.propose(logits, feedback) if num_draft_tokens else (tokens[:, :0], tokens[:, :0, None])
         out, accepted, following = chain.verify(root, drafted, q)
         for b, run in enumerate(accepted.tolist()):
             if not done[b]:

@@ -6,7 +6,7 @@ and Ito's, darkened or lightened until text-sized marks stand out).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from io import StringIO
 from typing import Any, NamedTuple
@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 
 from reports.statistics import Interval
 
-INK, MUTED, GRID, PAGE = "#010101", "#020202", "#030303", "#040404"
+INK, MUTED, GRID, SHEET = "#010101", "#020202", "#030303", "#040404"
 SERIES = ("#100001", "#100002", "#100003", "#100004", "#100005", "#100006")
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAGE: "page"} | {
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", SHEET: "sheet"} | {
     color: f"series-{i}" for i, color in enumerate(SERIES, 1)
 }
 MARKERS, DASHES = "osD^vP", ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1)))
@@ -89,10 +89,12 @@ def curves(name: str, title: str, lines: Sequence[Curve], x: str, y: str, note: 
         places = sorted({at for line in lines for at in line.x})
         axes.set_xticks(places[:: -(-len(places) // 7)])
         axes.grid(axis="y")
-        _legend(axes, len(lines))
+        _legend(axes)
 
     told = "; ".join(f"{c.label}: " + ", ".join(f"{a:g} is {p.value:.2f}" for a, p in _few(c)) for c in lines)
-    return _plot(name, title, f"Line plot of {y} by {x}. {told}.", note, draw, 2.5 + 0.2 * _rows(len(lines)))
+    return _plot(
+        name, title, f"Line plot of {y} by {x}. {told}.", note, draw, 2.5 + 0.2 * _rows(line.label for line in lines)
+    )
 
 
 def bars(name: str, title: str, groups: Mapping[str, Sequence[float]], x: str, y: str, note: str) -> Plot:
@@ -108,13 +110,13 @@ def bars(name: str, title: str, groups: Mapping[str, Sequence[float]], x: str, y
         axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f} %")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        _legend(axes, len(groups))
+        _legend(axes)
 
     told = "; ".join(
         f"{label}: " + ", ".join(f"{i} in {100 * v:.0f} %" for i, v in enumerate(values))
         for label, values in groups.items()
     )
-    return _plot(name, title, f"Histogram of {x}. {told}.", note, draw, 2.5 + 0.2 * _rows(len(groups)))
+    return _plot(name, title, f"Histogram of {x}. {told}.", note, draw, 2.5 + 0.2 * _rows(groups))
 
 
 def forest(name: str, title: str, rows: Mapping[str, Interval], x: str, note: str, ratio: bool = False) -> Plot:
@@ -133,7 +135,7 @@ def forest(name: str, title: str, rows: Mapping[str, Interval], x: str, note: st
             axes.axvline(1, color=MUTED, linewidth=1, linestyle=DASHES[1])
             axes.xaxis.set_major_formatter(lambda v, _: f"{v:g} x")
             axes.xaxis.set_minor_formatter(lambda v, _: "")
-        _list(axes, rows)
+        _list(axes, [_lines(label) for label in rows])
         axes.margins(x=0.2)
         axes.set(xlabel=x)
 
@@ -154,8 +156,8 @@ def strips(name: str, title: str, rows: Mapping[str, Mapping[int, Sequence[float
                 values = 100 * (np.asarray(blocks[block]) / middle[label] - 1)
                 axes.plot(values, [at] * len(values), ".", color=SERIES[i % len(SERIES)], alpha=0.5, markersize=4)
                 axes.plot([np.median(values)], [at], "|", color=INK, markersize=4, markeredgewidth=1)
-        _list(axes, {f"{label}\n{middle[label]:.4g} {unit}": None for label in rows})
-        axes.xaxis.set_major_formatter(lambda v, _: f"{v:+.0f} %" if abs(v) >= 1 or v == 0 else f"{v:+.1f} %")
+        _list(axes, [f"{_lines(label)}\n{middle[label]:.4g} {unit}" for label in rows])
+        axes.xaxis.set_major_formatter(lambda v, _: f"{v:+g} %" if v else "0 %")
         axes.set(xlabel="against the median of the row")
 
     told = "; ".join(
@@ -174,14 +176,14 @@ def stacks(name: str, title: str, rows: Mapping[str, Mapping[str, float]], x: st
             for part in row:
                 color = SERIES[parts.index(part) % len(SERIES)]
                 first = label == next(name for name, r in rows.items() if part in r)
-                axes.barh(i, row[part], 0.55, left, color=color, edgecolor=PAGE, label=part if first else None)
+                axes.barh(i, row[part], 0.55, left, color=color, edgecolor=SHEET, label=part if first else None)
                 left += row[part]
-        _list(axes, rows)
+        _list(axes, [_lines(label) for label in rows])
         axes.set(xlabel=x)
-        _legend(axes, len(parts))
+        _legend(axes)
 
     told = "; ".join(f"{label}: " + ", ".join(f"{p} {v:.3g}" for p, v in row.items()) for label, row in rows.items())
-    return _plot(name, title, f"Stacked bars of {x}. {told}.", note, draw, 1.2 + 0.42 * len(rows))
+    return _plot(name, title, f"Stacked bars of {x}. {told}.", note, draw, 1.0 + 0.42 * len(rows) + 0.2 * _rows(parts))
 
 
 def lollipops(name: str, title: str, rows: Mapping[str, float], x: str, bound: float, note: str) -> Plot:
@@ -191,16 +193,15 @@ def lollipops(name: str, title: str, rows: Mapping[str, float], x: str, bound: f
         for i, value in enumerate(rows.values()):
             axes.plot([0, value], [i, i], color=SERIES[0], linewidth=1.6)
             axes.plot([value], [i], MARKERS[0] if abs(value) >= bound else MARKERS[1], color=SERIES[0], markersize=6)
-            side = 1 if value >= 0 else -1
+            behind = {"facecolor": SHEET, "edgecolor": "none", "pad": 0.6}
             axes.annotate(
-                f"{value:+.1f}", (value, i), (8 * side, 0), textcoords="offset points", va="center",
-                ha="left" if side > 0 else "right", fontsize=8.5,
-            )  # fmt: skip
+                f"{value:+.1f}", (value, i), (0, 7), textcoords="offset points", ha="center", fontsize=8.5, bbox=behind
+            )
         for at in (-bound, bound):
             axes.axvline(at, color=MUTED, linewidth=0.9, linestyle=DASHES[1])
         axes.axvline(0, color=GRID, linewidth=1)
-        _list(axes, rows)
-        axes.margins(x=0.24)
+        _list(axes, [_lines(label) for label in rows])
+        axes.margins(x=0.1)
         axes.set(xlabel=x)
 
     told = "; ".join(f"{label} {value:+.1f}" for label, value in rows.items())
@@ -236,9 +237,9 @@ def _inline(svg: str, name: str, alt: str) -> str:
     return re.sub(r"\n\s*", "\n", svg).strip()
 
 
-def _list(axes: Axes, rows: Mapping[str, Any]) -> None:
+def _list(axes: Axes, rows: Sequence[str]) -> None:
     """Rows from top to bottom, named at the left."""
-    axes.set_yticks(range(len(rows)), [_short(label) for label in rows])
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.spines["left"].set_visible(False)
@@ -246,25 +247,31 @@ def _list(axes: Axes, rows: Mapping[str, Any]) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Axes, count: int) -> None:
-    if count > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(2, count), borderaxespad=0.2, handlelength=2.2)
+def _legend(axes: Axes) -> None:
+    """Above the plot, in two columns if the names are short."""
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 1:
+        columns = 2 if max(map(len, names)) <= 24 else 1
+        figure = axes.get_figure()
+        assert figure is not None
+        figure.legend(loc="outside upper left", ncols=columns, borderaxespad=0.2, handlelength=2.2)
 
 
-def _rows(count: int) -> int:
-    return (count + 1) // 2 if count > 1 else 0
+def _rows(names: Iterable[str]) -> int:
+    """Lines that `_legend` takes."""
+    found = list(names)
+    return 0 if len(found) < 2 else len(found) if max(map(len, found)) > 24 else (len(found) + 1) // 2
 
 
-def _short(label: str, width: int = 24) -> str:
-    """A label in lines of at most `width` letters, broken where its facts are joined."""
+def _lines(label: str, width: int = 24) -> str:
+    """A label in lines of about `width` letters, broken where its facts are joined."""
     lines = [""]
-    for word in re.split(r"(?<=[,:]) ", label):
-        lines = (
-            [*lines, word]
-            if lines[-1] and len(lines[-1]) + len(word) >= width
-            else [*lines[:-1], f"{lines[-1]} {word}"]
-        )
-    return "\n".join(line.strip() for line in lines)
+    for fact in re.split(r"(?<=[,:]) ", label):
+        if lines[-1] and len(lines[-1]) + len(fact) >= width:
+            lines.append(fact)
+        else:
+            lines[-1] = f"{lines[-1]} {fact}".strip()
+    return "\n".join(lines)
 
 
 def _few(curve: Curve) -> list[tuple[float, Interval]]:

@@ -84,7 +84,8 @@ def headline(records: Records) -> Headline:
     if count["skipped"]:
         sentence = f"{passed}; {_counted(count['skipped'], 'check')} did not run."
         return Headline("good", sentence, "Read below what that leaves unproven.")
-    return Headline("good", f"{passed}.", "Nothing is left to do.")
+    then = "Read below what was not part of this run." if ledger(records) else "Nothing is left to do."
+    return Headline("good", f"{passed}.", then)
 
 
 def _compared(records: Records, passed: str) -> Headline | None:

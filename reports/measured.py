@@ -69,8 +69,9 @@ def acceptance(records: Records) -> Section:
         "Tokens emitted a verify step, the target's own included; 95 % interval by bootstrap over prompts.",
     )  # fmt: skip
     plots = [forest]
-    for part in range(0, len(found), SERIES):
-        plots += _acceptance_plots(found[part : part + SERIES], part // SERIES)
+    parts = [found[first : first + SERIES] for first in range(0, len(found), SERIES)]
+    for i, part in enumerate(parts, 1):
+        plots += _acceptance_plots(part, i, f", part {i} of {len(parts)}" if len(parts) > 1 else "")
     return Section("", ("", "length", "95 % interval", "K", "prompts", "steps"), rows, tuple(plots))
 
 
@@ -100,13 +101,13 @@ def separation(records: Records) -> Section:
         "separation", "Capture points, against the published ones", drawn, "standard errors", APART,
         f"Mean paired difference over its standard error; beyond {APART:g} (dashed) two readings are told apart.",
     )  # fmt: skip
-    head = ("reading", "capture points", "change of length", "95 % interval", "standard errors")
+    head = ("", "capture points", "change of length", "95 % interval", "standard errors")
     return Section("", head, tuple(rows), (plot,) if drawn else ())
 
 
 def speed(records: Records) -> Section:
     """Tokens/s as ratios to transformers of the same run, the raw values by block, the phases of a cycle."""
-    raw = _by_case(s for s in records.samples if s.metric == "decode")
+    raw = _by_case(s for s in records.samples if s.metric == "decode" and s.unit == "tokens/s")
     phases = _phases([s for s in records.samples if s.metric in (*PHASES, "cycle")])
     if not raw:
         why = "not measured: no decode was timed in this record (draftproof bench decode)"
@@ -161,7 +162,8 @@ def arms(accepts: Sequence[Accept]) -> list[Measured]:
     ]
 
 
-def _acceptance_plots(found: Sequence[Measured], part: int) -> list[Plot]:
+def _acceptance_plots(found: Sequence[Measured], part: int, suffix: str) -> list[Plot]:
+    """Survival, histogram and length along the output, for as many arms as there are colours."""
     survival = []
     for m in found:
         reached = [Interval(1.0, 1.0, 1.0, len(m.arm.steps)), *(p for p, _ in statistics.rates(m.arm))]
@@ -174,17 +176,17 @@ def _acceptance_plots(found: Sequence[Measured], part: int) -> list[Plot]:
         places.append(Curve(m.label, list(known), list(known.values())))
     plots = [
         figures.curves(
-            f"survival-{part}", "How far drafts survive", survival, "draft position i", "share of steps",
+            f"survival-{part}", "How far drafts survive" + suffix, survival, "draft position i", "share of steps",
             "Share of verify steps that accepted at least i drafts, with 95 % intervals.", zero=True,
         ),
         figures.bars(
-            f"histogram-{part}", "Accepted drafts a step", shares, "accepted drafts", "share of steps",
+            f"histogram-{part}", "Accepted drafts a step" + suffix, shares, "accepted drafts", "share of steps",
             "Two humps mean two kinds of text; a mean alone would hide them.",
         ),
     ]  # fmt: skip
     if any(curve.x for curve in places):
         plots.append(figures.curves(
-            f"position-{part}", "Along the output", [c for c in places if c.x], "output token", "acceptance length",
+            f"position-{part}", "Along the output" + suffix, [c for c in places if c.x], "output token", "acceptance length",
             f"Steps grouped by the output token they begin at, {statistics.BUCKET} tokens a bucket.",
         ))  # fmt: skip
     return plots

@@ -6,11 +6,11 @@ results are joined. Both sides read the same folder through the same plan, so a 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from optimized.decoding import Engine
 from torch import Tensor
 
 from harness.checkpoints import Checkpoint, CheckpointError, Ledger
@@ -18,10 +18,10 @@ from harness.contracts import Group
 from harness.conventions import LayerIds
 from harness.groups import run_threads
 from harness.pairs import Pair
+from optimized.decoding import Engine
 from reference.decoding import Generation
 from reference.decoding import generate as generate_reference
-from reference.drafts.eagle3 import DraftOutput
-from reference.targets.llama import TargetOutput
+from reference.outputs import DraftOutput, TargetOutput
 
 
 class Seat:
@@ -110,17 +110,7 @@ class OpenTarget:
         """
         _check_capture(capture, self.num_layers)
         tokens = tokens.to(self.side.device)
-        if self.side.name == "reference":
-            return self.module(tokens, positions, tuple(capture))
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous()
-
-        def call(rank: int) -> TargetOutput:
-            module = self.modules[rank]
-            cache = module.new_cache(tokens.shape[0], int(positions.max()) + 2)
-            return module(tokens, positions, cache, tuple(capture))
-
-        return self.ranks.run(call)[0]
+        return self.ranks.run(lambda rank: self.modules[rank](tokens, positions, tuple(capture)))[0]
 
 
 @dataclass(frozen=True)
@@ -168,16 +158,7 @@ class OpenDraft:
         positions  [B, T]
         ->         logits [B, T, Vd], feedback [B, T, H]
         """
-        if self.side.name == "reference":
-            return self.module(tokens, hidden, positions)
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens).contiguous()
-
-        def call(rank: int) -> DraftOutput:
-            module = self.modules[rank]
-            return module(tokens, hidden, positions, module.new_cache(tokens.shape[0], int(positions.max()) + 2))
-
-        return self.ranks.run(call)[0]
+        return self.ranks.run(lambda rank: self.modules[rank](tokens, hidden, positions))[0]
 
     @torch.no_grad()
     def unroll(self, tokens: Tensor, out: TargetOutput, num_steps: int = 3) -> Tensor:
@@ -226,11 +207,13 @@ class OpenSpeculation:
         points = self.draft.capture_points
         if self.target.side.name == "reference":
             return generate_reference(self.target.module, self.draft.module, rows, *loop, capture=points, **draws)
-        return self.target.ranks.run(lambda rank: self.engine(rank).generate(rows, *loop, **draws, **engine))[0]
+        return self.target.ranks.run(lambda rank: self.engines[rank].generate(rows, *loop, **draws, **engine))[0]
 
-    def engine(self, rank: int = 0) -> Engine:
-        """The twin's engine of one rank."""
-        return Engine(self.target.modules[rank], self.draft.modules[rank], self.draft.capture_points)
+    @cached_property
+    def engines(self) -> tuple[Engine, ...]:
+        """The twin's engine of each rank; kept, since it keeps its buffers and graphs."""
+        pairs = zip(self.target.modules, self.draft.modules, strict=True)
+        return tuple(Engine(target, draft, self.draft.capture_points) for target, draft in pairs)
 
 
 def _check_capture(capture: Sequence[int], num_layers: int) -> None:

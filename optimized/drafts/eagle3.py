@@ -57,8 +57,9 @@ class Eagle3Layer:
 
     def __init__(self, c: Eagle3Config, index: int, model: PackedModel, at: Placement) -> None:
         self.c, self.index, self.ops, name = c, index, at.ops, f"layers.{index}."
-        self.input_layernorm = model.own(Norm(f"{name}input_layernorm.weight", c.hidden, c.eps, at))
-        self.hidden_norm = model.own(Norm(f"{name}hidden_norm.weight", c.hidden, c.eps, at))
+        opening = c.later_norm if index else "input_layernorm"
+        self.input_norm = model.own(Norm(f"{name}{opening}.weight", c.hidden, c.eps, at))
+        self.hidden_norm = None if index else model.own(Norm(f"{name}hidden_norm.weight", c.hidden, c.eps, at))
         attn, wide, read = f"{name}self_attn.", c.heads * c.head_dim, c.hidden if index else 2 * c.hidden
         self.qkv = model.own(QKVLinear(attn, read, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, at))
         self.q_norm = model.own(Norm(f"{attn}q_norm.weight", c.head_dim, c.eps, at)) if c.qk_norm else None
@@ -75,8 +76,8 @@ class Eagle3Layer:
         hidden  [M, H]
         ->      u [M, 2H], r [M, H]
         """
-        normed, _ = self.hidden_norm(hidden)
-        u = torch.cat([self.input_layernorm(embed)[0], normed], -1)  # (3)
+        normed, _ = self.hidden_norm(hidden)  # type: ignore[misc]
+        u = torch.cat([self.input_norm(embed)[0], normed], -1)  # (3)
         return u, normed if self.c.norm_before_residual else hidden  # (4)
 
     def read(self, branch: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,10 +87,16 @@ class Eagle3Layer:
         s       [M, H]
         ->      u [M, H], r [M, H]
         """
-        return getattr(self, self.c.later_norm)(branch, s)
+        return self.input_norm(branch, s)
 
     def __call__(
-        self, u: Tensor, residual: Tensor, positions: Tensor, slots: Tensor, inv_freq: Tensor, cache: KVCache,
+        self,
+        u: Tensor,
+        residual: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        inv_freq: Tensor,
+        cache: KVCache,
         num_slots: int | None,
     ) -> tuple[Tensor, Tensor]:
         """Both halves of a layer; what the MLP adds is left to the next norm.
@@ -143,10 +150,7 @@ class Eagle3Draft(PackedModel):
     def share_embedding(self, target: Any) -> None:
         """Read the target's table, shard by shard as it lies, instead of an own one."""
         theirs = target.embed_tokens
-        if (theirs.vocab, theirs.hidden) != (self.c.vocab, self.c.hidden):
-            raise ShardError(
-                f"the target's embedding is {theirs.vocab} x {theirs.hidden}, the draft reads {self.c.vocab} x {self.c.hidden}"
-            )
+        _check_width("embedding", theirs, self.c.vocab, self.c.hidden)
         self.disown(self.embed_tokens)
         self.embed_tokens = theirs
         if self.lm_head.tied is not None:
@@ -155,10 +159,7 @@ class Eagle3Draft(PackedModel):
     def share_head(self, target: Any) -> None:
         """Ask the target's head, shard by shard as it lies, instead of an own one."""
         theirs = target.lm_head
-        if (theirs.vocab, theirs.hidden) != (self.c.draft_vocab, self.c.hidden):
-            raise ShardError(
-                f"the target's head is {theirs.vocab} x {theirs.hidden}, the draft's {self.c.draft_vocab} x {self.c.hidden}"
-            )
+        _check_width("head", theirs, self.c.draft_vocab, self.c.hidden)
         self.disown(self.lm_head)
         self.lm_head = theirs
 
@@ -179,7 +180,9 @@ class Eagle3Draft(PackedModel):
         if self.input_norm is not None:
             x, _ = self.input_norm(x)
         if self.fc_norm:
-            x = torch.cat([n(a.contiguous())[0] for n, a in zip(self.fc_norm, x.chunk(len(self.fc_norm), 1), strict=True)], 1)
+            x = torch.cat(
+                [n(a.contiguous())[0] for n, a in zip(self.fc_norm, x.chunk(len(self.fc_norm), 1), strict=True)], 1
+            )
         return self.fc(x).unflatten(0, aux.shape[:2])
 
     def read(self, out: Any) -> Tensor:
@@ -200,7 +203,8 @@ class Eagle3Draft(PackedModel):
         ->         logits [B, T, Vd], feedback [B, T, H]
         """
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0], 1)
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        tokens, positions = tokens.contiguous(), positions.contiguous()
         if cache is None:
             cache = self.new_cache(tokens.shape[0], int(positions.max()) + 1)
         inv_freq = self.inv_freq
@@ -265,3 +269,8 @@ class Eagle3Draft(PackedModel):
         ids = torch.arange(self.c.draft_vocab, device=logits.device)
         wide = logits.new_full((*logits.shape[:2], self.c.vocab), float("-inf"))
         return wide.index_copy_(2, self.to_target(ids), logits)
+
+
+def _check_width(what: str, theirs: VocabEmbedding | VocabHead, vocab: int, hidden: int) -> None:
+    if (theirs.vocab, theirs.hidden) != (vocab, hidden):
+        raise ShardError(f"the target's {what} is {theirs.vocab} x {theirs.hidden}, the draft reads {vocab} x {hidden}")

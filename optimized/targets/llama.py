@@ -52,7 +52,13 @@ class LlamaLayer:
         self.down_proj = model.own(RowLinear(f"{name}mlp.down_proj", c.intermediate, c.hidden, c.mlp_bias, at))
 
     def __call__(
-        self, branch: Tensor, h: Tensor | None, positions: Tensor, slots: Tensor, inv_freq: Tensor, cache: KVCache,
+        self,
+        branch: Tensor,
+        h: Tensor | None,
+        positions: Tensor,
+        slots: Tensor,
+        inv_freq: Tensor,
+        cache: KVCache,
         num_slots: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both halves of a layer; what the MLP adds is left to the next norm.
@@ -108,7 +114,8 @@ class LlamaTarget(PackedModel):
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).repeat(tokens.shape[0], 1)
+            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        tokens, positions = tokens.contiguous(), positions.contiguous()
         if cache is None:
             cache = self.new_cache(tokens.shape[0], int(positions.max()) + 1)
         inv_freq = self.inv_freq

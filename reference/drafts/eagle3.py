@@ -19,7 +19,7 @@ identity or one norm per aux state (fc_norm).  Paper: arXiv 2503.01840.  Letters
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from reference.ops.cache import Cache
 from reference.ops.mlp import MLP
 from reference.ops.norm import RMSNorm
 from reference.ops.rope import Rope, rotate
-from reference.targets.llama import TargetOutput
+from reference.outputs import DraftOutput, TargetOutput
 
 LATER_NORMS = ("input_layernorm", "hidden_norm")
 
@@ -123,13 +123,6 @@ TP_PLAN = {
     "layers.*.mlp.down_proj.weight": "row",
     "lm_head.weight": "vocab",
 }
-
-
-class DraftOutput(NamedTuple):
-    logits: Tensor
-    """[B, T, Vd]"""
-    feedback: Tensor
-    """[B, T, H] what the next draft step reads as `hidden`, equation (8)"""
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ Paper: arXiv 2302.13971.  Letters: reference/README.md.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from reference.ops.cache import Cache
 from reference.ops.mlp import MLP
 from reference.ops.norm import RMSNorm
 from reference.ops.rope import Rope, rotate
+from reference.outputs import TargetOutput
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,6 @@ TP_PLAN = {
     "layers.*.mlp.down_proj.weight": "row",
     "lm_head.weight": "vocab",
 }
-
-
-class TargetOutput(NamedTuple):
-    logits: Tensor
-    """[B, T, V]"""
-    hidden: Tensor
-    """[B, T, H] after the final norm"""
-    aux: Tensor
-    """[B, T, A, H] the residual stream at the capture points, in the order asked"""
 
 
 class Attention(nn.Module):

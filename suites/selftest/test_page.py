@@ -63,9 +63,10 @@ def checks(failing: bool = True) -> list[Check]:
 
 def accepts(pair: str, rate: float, temperature: float = 0.0, variant: str = "", prompts: int = 24) -> list[Accept]:
     rng = np.random.default_rng(7)
+    points = {"": (2, 4, 5), "layer ids + 1": (3, 5, 6), "layer ids - 1": (1, 3, 4)}
     case = Case(
         pair=pair, gate="passed", method="eagle3", form="aten", dtype="float32", device="cpu", num_draft_tokens=4,
-        temperature=temperature, variant=variant, capture_points=(2, 4, 5) if not variant else (3, 5, 6),
+        temperature=temperature, variant=variant, capture_points=points.get(variant, (8, 8, 8)),
     )  # fmt: skip
     found = []
     for i in range(prompts):
@@ -101,8 +102,11 @@ def samples() -> list[Sample]:
 
 
 def planted() -> list[Planted]:
-    bugs = [("layer ids + 1", "SGLang #25454", "capture points"), ("ceil(V/W) rows a shard", "SGLang #23976", "shards join"),
-            ("bonus token counted twice", "seeded", "acceptance length")]  # fmt: skip
+    bugs = [
+        ("layer ids + 1", "SGLang #25454", "capture points"),
+        ("ceil(V/W) rows a shard", "SGLang #23976", "shards join to the whole"),
+        ("bonus token counted twice", "seeded", "acceptance length"),
+    ]
     found = [Planted(bug=b, origin=o, claim=c, caught=True, caught_by=c, duration_s=0.4) for b, o, c in bugs]
     return [
         *found,
@@ -287,3 +291,37 @@ def test_a_data_set_has_its_own_length(tmp_path: Path) -> None:
     rows = measured.acceptance(records(tmp_path, mixed)).rows
 
     assert [row[0] for row in rows] == ["p, greedy, made-up", "p, greedy, other"]
+
+
+@pytest.mark.parametrize("prompts", [1, 2])
+@pytest.mark.parametrize("kept", [(), (0,), (2, 2, 2)])
+def test_few_or_extreme_prompts_still_make_a_page(tmp_path: Path, prompts: int, kept: tuple[int, ...]) -> None:
+    case = Case(pair='odd <b> $x$ & "name"', gate="passed", num_draft_tokens=2)
+    answers = [
+        Accept(case=case, prompt=str(i), dataset="d", num_draft_tokens=2, accepted=kept, emitted=1 + 3 * len(kept))
+        for i in range(prompts)
+    ]
+
+    text = page(tmp_path, [*answers, *samples()[:1]])
+
+    Elements(text)
+    assert "<b>" not in text
+    assert ("no complete verify step" in text) is (not kept)
+
+
+def test_plain_decoding_has_no_acceptance_length(tmp_path: Path) -> None:
+    case = Case(pair="p", gate="passed")
+    plain = [Accept(case=case, prompt="a", dataset="d", num_draft_tokens=0, accepted=(0, 0), emitted=3)]
+
+    assert "no complete verify step" in measured.acceptance(records(tmp_path, plain)).missing
+
+
+def test_many_arms_are_spread_over_several_plots(tmp_path: Path) -> None:
+    many = [a for i in range(8) for a in accepts(f"pair-{i}", 0.6, prompts=3)]
+
+    plots = measured.acceptance(records(tmp_path, many)).plots
+
+    assert [p.title for p in plots[1::3]] == [
+        "How far drafts survive, part 1 of 2",
+        "How far drafts survive, part 2 of 2",
+    ]

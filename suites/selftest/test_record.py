@@ -112,6 +112,7 @@ def test_a_forged_line_with_a_red_gate_is_refused_on_reading(tmp_path: Path) -> 
         (Check, {"claim": "c", "pair": "p", "status": "passed", "used": -0.1}, "share of a budget"),
         (Sample, {"case": CASE, "metric": "m", "unit": "s", "better": "up", "values": ()}, "at least one"),
         (Sample, {"case": CASE, "metric": "m", "unit": "s", "better": "up", "values": (math.nan,)}, "finite"),
+        (Sample, {"case": CASE, "metric": "m", "unit": "s", "better": "up", "values": (0.0,)}, "above zero"),
         (Verdict, {"metric": "m", "verdict": "FINE"}, "verdict is one of"),
     ],
 )

@@ -98,6 +98,7 @@ def train(
     """
     target_recipe, draft_recipe = target_recipe or TargetRecipe(), draft_recipe or DraftRecipe()
     out = Path(out)
+    transformers.utils.logging.disable_progress_bar()
     sources = read_sources()
     shared = {"versions": versions(), "corpus": corpus_record(sources)}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

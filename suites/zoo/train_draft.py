@@ -27,12 +27,12 @@ CONVENTION = "after_layer"
 class DraftRecipe:
     """Every number that the draft depends on besides its target and the corpus."""
 
-    draft_vocab: int = 768
-    intermediate: int = 384
+    draft_vocab: int = 832
+    intermediate: int = 512
     heads: int = 4
     kv_heads: int = 2
     head_dim: int = 32
-    steps: int = 2500
+    steps: int = 2400
     tokens_a_step: int = 2048
     width: int = 128
     """tokens of a window; every eighth step reads windows of `sample_width`"""

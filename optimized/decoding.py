@@ -1,0 +1,241 @@
+"""The engine: read the prompts, replay cycles, say what happened.
+
+Text is what `reference/decoding.py` says for the same models; this file only decides when things are computed. The host
+learns from the device once per replay how far every row has come, and nothing else until the end.
+Letters: reference/README.md.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from optimized.cycle import TARGET, Speculation, conditional, cycle, draw, probabilities
+from optimized.graphs import Replay, bucket_for
+from optimized.state import PADDING, SLOT_TILE, Plan, State
+
+RESERVED_DRAFTS = 16
+"""slots kept for drafts however few there are, so that the shape of a cache does not depend on their number"""
+
+
+class EngineError(ValueError):
+    """A generation that cannot be started."""
+
+
+class Generation(NamedTuple):
+    tokens: Tensor
+    """[B, num_tokens]  -1 after the end"""
+    accepted: list[list[int]]
+    """per sequence: accepted drafts of each verify step"""
+
+
+class Session:
+    """The state of one plan and the replay of its cycles; kept from one generation to the next."""
+
+    def __init__(self, models: Speculation, plan: Plan, cycles_per_read: int) -> None:
+        target, draft = models.target, models.draft
+        self.models, self.plan = models, plan
+        self.state = State(
+            plan, target.c.vocab, target.c.hidden, len(models.capture), target.at.dtype, target.at.device
+        )
+        self.state.target_cache = target.new_cache(plan.batch, plan.num_slots)
+        if plan.num_draft_tokens:
+            self.state.draft_cache = draft.new_cache(plan.batch, plan.num_slots)
+        self.cycles_per_read = cycles_per_read
+        self.run = partial(cycle, models, self.state)
+        # a state that nobody has started: all rows are silent, and what a run leaves in their slots is written over
+        self.replay = Replay(self.run, target.at.device, cycles_per_read)
+
+
+class Engine:
+    """One rank's engine; ranks run the same calls, each with its own models.
+
+    capture   capture points that the draft reads
+    """
+
+    def __init__(self, target: Any, draft: Any = None, capture: Sequence[int] = ()) -> None:
+        for model in (target, draft):
+            missing = model.parameters_missing() if model is not None else []
+            if missing:
+                raise EngineError(f"{type(model).__name__} has parameters that were never loaded: {', '.join(missing)}")
+        self.target, self.draft, self.capture = target, draft, tuple(capture)
+        self.session: Session | None = None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        num_tokens: int,
+        num_draft_tokens: int = 3,
+        temperature: float = 0.0,
+        seed: int = 0,
+        eos_token_id: int | None = None,
+        sequence_ids: Sequence[int] | None = None,
+        chunk_size: int | None = None,
+        bucket: int | None = None,
+        num_slots: int | None = None,
+        cycles_per_read: int = 1,
+        forced_rates: Sequence[float] | None = None,
+    ) -> Generation:
+        """Continue every prompt by `num_tokens` tokens; the draft changes how soon they come, not which they are.
+
+        prompts           [B, T], or B one-dimensional tensors
+        num_draft_tokens  K; 0 is plain decoding and needs no draft
+        sequence_ids      name the sequences for sampling; 0..B-1 when absent
+        chunk_size        columns of the prompts read at a time; all when absent
+        bucket            rows of the batch, padding included; the next of BUCKETS on CUDA, B elsewhere
+        num_slots         positions of the caches; exact claims give one number to every call
+        cycles_per_read   cycles in a row before the host looks
+        forced_rates      [K] unconditional acceptance rates to keep to instead of to the target; for benchmarks alone
+        """
+        rows = list(prompts)
+        lengths = [len(row) for row in rows]
+        batch = bucket or (bucket_for(len(rows)) if self.target.at.device.type == "cuda" else len(rows))
+        needed = max(lengths, default=0) + num_tokens + num_draft_tokens
+        plan = Plan(
+            batch=batch,
+            num_slots=num_slots or max(lengths, default=0) + num_tokens + max(num_draft_tokens, RESERVED_DRAFTS),
+            capacity=num_tokens,
+            num_draft_tokens=num_draft_tokens,
+            sampled=temperature > 0,
+            forced=forced_rates is not None,
+        )
+        self._check(plan, lengths, needed, forced_rates)
+        session = self._session(plan, cycles_per_read)
+        names = list(range(len(rows))) if sequence_ids is None else list(sequence_ids)
+        rates = conditional(forced_rates or ())
+        session.state.ask(num_tokens, eos_token_id, seed, names, temperature, rates)
+        self._prefill(session, rows, lengths, chunk_size or max(lengths))
+        self._decode(session)
+        return _read(session.state, len(rows), num_tokens, eos_token_id)
+
+    def _check(self, plan: Plan, lengths: list[int], needed: int, rates: Sequence[float] | None) -> None:
+        """Refuse what would be answered wrongly or not at all."""
+        if not lengths or min(lengths) < 1 or plan.capacity < 1:
+            raise EngineError("a generation needs a prompt, a token in every prompt and a token to say")
+        if len(lengths) > plan.batch:
+            raise EngineError(f"{len(lengths)} prompts do not fit a bucket of {plan.batch} rows")
+        if needed > plan.num_slots:
+            raise EngineError(f"num_slots is {plan.num_slots}, this generation may take {needed}")
+        if plan.num_draft_tokens and self.draft is None:
+            raise EngineError(f"num_draft_tokens is {plan.num_draft_tokens} and there is no draft")
+        if rates is not None and len(rates) != plan.num_draft_tokens:
+            raise EngineError(f"forced_rates has {len(rates)} entries for {plan.num_draft_tokens} draft tokens")
+        for model in (self.target, self.draft if plan.num_draft_tokens else None):
+            rope = model.c.rope if model is not None else None
+            if rope is not None and rope.kind == "dynamic" and needed > rope.original_length:
+                raise EngineError(
+                    f"{type(model).__name__} has a dynamic rope of {rope.original_length} positions, this generation may "
+                    f"take {needed}: its frequencies would depend on how the text was cut into steps"
+                )
+
+    def _session(self, plan: Plan, cycles_per_read: int) -> Session:
+        """The last session again where it fits, so that graphs and buffers are made once."""
+        kept, capture = self.session, self.capture if plan.num_draft_tokens else ()
+        if kept is None or kept.plan != plan or kept.cycles_per_read != cycles_per_read:
+            self.session = None  # its memory is free before the next one's is taken
+            kept = self.session = Session(Speculation(self.target, self.draft, capture), plan, cycles_per_read)
+        return kept
+
+    def _prefill(self, session: Session, rows: list[Tensor], lengths: list[int], chunk_size: int) -> None:
+        """Read the prompts chunk by chunk: the target all of each, the draft all but its last position.
+
+        The draft reads the next prompt token beside each position, so the last position, whose next token is the
+        root, is left to the first cycle.
+        """
+        state, capture = session.state, session.models.capture
+        tokens = _pad(rows, state.plan.batch, state.device)  # [B, T]
+        length = torch.tensor([*lengths, *[0] * (state.plan.batch - len(rows))], device=state.device)
+        last = (length - 1).clamp(min=0)
+        aux, hidden = torch.zeros_like(state.aux[:, 0]), torch.zeros_like(state.hidden[:, 0])
+        column = torch.arange(tokens.shape[1], device=state.device)
+        for begin in range(0, tokens.shape[1], chunk_size):
+            end = min(begin + chunk_size, tokens.shape[1])
+            bound = self._bound(end)
+            place = column[begin:end].expand(state.plan.batch, -1)
+            positions = torch.where(place < length[:, None], place, PADDING)
+            states, captured = self.target.states(
+                tokens[:, begin:end].contiguous(), positions, state.target_cache, capture, bound
+            )
+            here = (last >= begin) & (last < end)
+            index = (last - begin).clamp(0, end - begin - 1)
+            hidden = torch.where(here[:, None], _row(states, index), hidden)
+            aux = torch.where(here[:, None, None], _row(captured, index), aux)
+            if state.plan.num_draft_tokens and begin < max(lengths) - 1:
+                following = tokens[:, begin + 1 : end + 1]
+                width = following.shape[1]
+                positions = torch.where(place[:, :width] < last[:, None], place[:, :width], PADDING)
+                out = _States(captured[:, :width], states[:, :width])
+                read = self.draft.read(out)
+                self.draft.states(following.contiguous(), read, positions, state.draft_cache, bound)
+        root = self._first(state, hidden, length)
+        state.start(lengths, *(x[: len(rows)] for x in (root, aux, hidden)))
+
+    def _first(self, state: State, hidden: Tensor, length: Tensor) -> Tensor:
+        """The token after each prompt.
+
+        hidden  [B, H]
+        length  [B]
+        ->      [B]
+        """
+        head, group = self.target.lm_head, self.target.at.group
+        if not state.plan.sampled:
+            return group.broadcast(head.argmax(hidden))
+        u = self.target.at.ops.uniform(state.seed, state.sequence, length, TARGET)
+        return group.broadcast(draw(probabilities(head.logits(hidden), state.temperature), u))
+
+    def _decode(self, session: Session) -> None:
+        """Cycles until every row is done; between two replays the host looks at one number a row."""
+        state, step = session.state, session.plan.num_draft_tokens + 1
+        progress = state.progress.tolist()
+        while max(progress) >= 0:
+            if session.replay.graph is not None:
+                session.replay()
+            else:
+                longest = max(~length if length < 0 else length for length in progress)
+                for done in range(session.cycles_per_read):
+                    session.run(self._bound(longest + (done + 1) * step))
+            progress = state.progress.tolist()
+
+    def _bound(self, positions: int) -> int | None:
+        """How many slots the operations need to look at, in whole tiles; exact ones always look at all."""
+        if getattr(self.target.at.ops, "exact", False):
+            return None
+        return -(-positions // SLOT_TILE) * SLOT_TILE
+
+
+class _States(NamedTuple):
+    """What a draft reads of a target's chunk."""
+
+    aux: Tensor
+    hidden: Tensor
+
+
+def _row(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, T, ...], index [B] -> [B, ...]"""
+    return x[torch.arange(x.shape[0], device=x.device), index]
+
+
+def _pad(rows: list[Tensor], batch: int, device: torch.device) -> Tensor:
+    """B rows of unequal length -> [bucket, T], zeros where nothing looks"""
+    tokens = torch.zeros(batch, max(len(row) for row in rows), dtype=torch.int64)
+    for out, row in zip(tokens, rows, strict=False):
+        out[: len(row)] = row.cpu()
+    return tokens.to(device)
+
+
+def _read(state: State, rows: int, num_tokens: int, eos_token_id: int | None) -> Generation:
+    """Cut every row at its end, which may stand inside an accepted run."""
+    tokens = torch.full((rows, num_tokens), -1, dtype=torch.int64)
+    output, log = state.output[:rows].tolist(), state.log[:rows].tolist()
+    counts = zip(state.num_output[:rows].tolist(), state.num_cycles[:rows].tolist(), strict=True)
+    accepted = []
+    for row, (num_output, num_cycles) in enumerate(counts):
+        text = output[row][: min(num_output, num_tokens)]
+        if eos_token_id in text:
+            text = text[: text.index(eos_token_id) + 1]
+        tokens[row, : len(text)] = torch.tensor(text)
+        accepted.append(log[row][:num_cycles])
+    return Generation(tokens, accepted)
