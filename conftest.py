@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--profile", choices=PROFILES, default="ci", help="how many draws each claim makes")
     group.addoption("--records", metavar="FILE", help="append one record a claim to this JSONL file")
     group.addoption("--run-id", metavar="ULID", help="the run that the records belong to")
+    group.addoption("--pair", action="append", default=[], metavar="NAME", help="only claims that speak about this pair")
     group.addoption("--require", default="", metavar="gpu,...", help="a skip for want of one of these is a failure")
 
 
@@ -71,6 +72,10 @@ def _fresh_log() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    pairs = config.getoption("--pair")
+    if pairs:
+        config.hook.pytest_deselected(items=[item for item in items if _pair(item) not in pairs])
+        items[:] = [item for item in items if _pair(item) in pairs]
     needs = {"gpu": 1, "multi_gpu": 2}
     required = set(filter(None, config.getoption("--require").split(",")))
     have = torch.cuda.device_count() if torch.cuda.is_available() else 0

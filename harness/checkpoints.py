@@ -185,12 +185,14 @@ def _read_file_headers(file: Path) -> dict[str, Header]:
         raise CheckpointError(f"{file}: missing") from error
     except (OSError, struct.error, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{file}: not a safetensors file ({error}); fetch it again") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{file}: its header is a JSON {type(entries).__name__}, an object is expected")
     headers = {}
     for name, entry in entries.items():
         if name == "__metadata__":
             continue
         try:
-            start, end = entry["data_offsets"]
+            start, end = (int(n) for n in entry["data_offsets"])
             shape, dtype = tuple(int(n) for n in entry["shape"]), DTYPES[entry["dtype"]]
             numel = torch.Size(shape).numel()
         except (KeyError, TypeError, ValueError) as error:

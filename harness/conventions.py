@@ -112,7 +112,7 @@ def resolve(
     fc_width       columns of `fc.weight`, held to the number of ids times `target_hidden`
     """
     if layer_ids is not None:
-        _check_word(layer_ids, "layer_ids", "the argument")
+        _check_word(layer_ids, "the argument layer_ids", file)
     for key in ("eagle_config", "dflash_config"):
         if config.get(key) is not None and not isinstance(config[key], Mapping):
             raise LayerIdsError(f"{file}: {key} is {config[key]!r}; expected an object")

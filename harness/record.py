@@ -357,7 +357,9 @@ def _built(where: str, cls: type[Observation], facts: dict[str, Any]) -> Observa
 
 
 def _frozen(value: Any) -> Any:
-    """Lists become tuples; mappings stay as they are."""
+    """Arrays and lists become tuples of plain numbers; mappings stay as they are."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 
 Call = Callable[[], object]
+Clock = Callable[[Call, int, torch.device | str], tuple[float, ...]]
+"""seconds of each of so many calls"""
 
 AGREE = 0.01
 """warm-up is over when three medians in a row lie within this share of each other"""
@@ -69,13 +71,23 @@ def time_calls(call: Call, repeats: int, device: torch.device | str = "cpu") -> 
     return tuple(before.elapsed_time(after) / 1000 for before, after in pairwise(marks))
 
 
+def own_seconds(call: Call, repeats: int, device: torch.device | str = "cpu") -> tuple[float, ...]:
+    """A clock for calls that do more than is timed: each returns the seconds of the part that counts."""
+    return tuple(float(call()) for _ in range(repeats))  # type: ignore[arg-type]
+
+
 def warm_up(
-    call: Call, repeats: int = 5, device: torch.device | str = "cpu", agree: float = AGREE, limit_s: float = 10.0
+    call: Call,
+    repeats: int = 5,
+    device: torch.device | str = "cpu",
+    agree: float = AGREE,
+    limit_s: float = 10.0,
+    clock: Clock = time_calls,
 ) -> bool:
     """Call until three medians in a row agree; False if `limit_s` passed before they did."""
     start, medians = now(), list[float]()
     while True:
-        medians = [*medians[-2:], median(time_calls(call, repeats, device))]
+        medians = [*medians[-2:], median(clock(call, repeats, device))]
         if len(medians) == 3 and max(medians) <= (1 + agree) * min(medians):
             return True
         if len(medians) == 3 and now() - start >= limit_s:
@@ -89,6 +101,7 @@ def interleave(
     device: torch.device | str = "cpu",
     agree: float = AGREE,
     warm_up_s: float = 10.0,
+    clock: Clock = time_calls,
 ) -> Timing:
     """Warm every callable up, then visit each twice a block, there and back.
 
@@ -96,12 +109,12 @@ def interleave(
     """
     if not calls or blocks < 1 or repeats < 1:
         raise ValueError("interleave needs a callable, a block and a repeat")
-    settled = {name: warm_up(call, repeats, device, agree, warm_up_s) for name, call in calls.items()}
+    settled = {name: warm_up(call, repeats, device, agree, warm_up_s, clock) for name, call in calls.items()}
     visits: dict[str, list[Visit]] = {name: [] for name in calls}
     for block in range(blocks):
         for order, name in enumerate(_turns(list(calls), block)):
             start = now()
-            seconds = time_calls(calls[name], repeats, device)
+            seconds = clock(calls[name], repeats, device)
             visits[name].append(Visit(block, order, seconds, now() - start))
     return Timing(visits, settled)
 

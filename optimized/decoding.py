@@ -14,7 +14,7 @@ from torch import Tensor
 
 from optimized.cycle import TARGET, Speculation, conditional, cycle, draw, probabilities
 from optimized.graphs import Replay, bucket_for
-from optimized.state import PADDING, SLOT_TILE, Plan, State
+from optimized.state import PADDING, Plan, State, whole_tiles
 
 RESERVED_DRAFTS = 16
 """slots kept for drafts however few there are, so that the shape of a cache does not depend on their number"""
@@ -91,62 +91,73 @@ class Engine:
         forced_rates      [K] unconditional acceptance rates to keep to instead of to the target; for benchmarks alone
         """
         rows = list(prompts)
-        lengths = [len(row) for row in rows]
-        batch = bucket or (bucket_for(len(rows)) if self.target.at.device.type == "cuda" else len(rows))
-        needed = max(lengths, default=0) + num_tokens + num_draft_tokens
-        plan = Plan(
-            batch=batch,
-            num_slots=num_slots or max(lengths, default=0) + num_tokens + max(num_draft_tokens, RESERVED_DRAFTS),
-            capacity=num_tokens,
-            num_draft_tokens=num_draft_tokens,
-            sampled=temperature > 0,
-            forced=forced_rates is not None,
-        )
-        self._check(plan, lengths, needed, forced_rates)
+        plan = self._plan(rows, num_tokens, num_draft_tokens, bucket, num_slots, temperature > 0, forced_rates)
         session = self._session(plan, cycles_per_read)
         names = list(range(len(rows))) if sequence_ids is None else list(sequence_ids)
+        if len(names) != len(rows) or temperature < 0:
+            raise EngineError(f"{len(names)} sequence_ids name {len(rows)} prompts at temperature {temperature}")
         rates = conditional(forced_rates or ())
         session.state.ask(num_tokens, eos_token_id, seed, names, temperature, rates)
-        self._prefill(session, rows, lengths, chunk_size or max(lengths))
+        self._prefill(session, rows, chunk_size)
         self._decode(session)
         return _read(session.state, len(rows), num_tokens, eos_token_id)
 
-    def _check(self, plan: Plan, lengths: list[int], needed: int, rates: Sequence[float] | None) -> None:
-        """Refuse what would be answered wrongly or not at all."""
-        if not lengths or min(lengths) < 1 or plan.capacity < 1:
+    def _plan(
+        self,
+        rows: list[Tensor],
+        num_tokens: int,
+        num_drafts: int,
+        bucket: int | None,
+        num_slots: int | None,
+        sampled: bool,
+        rates: Sequence[float] | None,
+    ) -> Plan:
+        """Which buffers a generation needs; errors: EngineError for what would be answered wrongly or not at all."""
+        if not rows or min(len(row) for row in rows) < 1 or num_tokens < 1:
             raise EngineError("a generation needs a prompt, a token in every prompt and a token to say")
-        if len(lengths) > plan.batch:
-            raise EngineError(f"{len(lengths)} prompts do not fit a bucket of {plan.batch} rows")
-        if needed > plan.num_slots:
-            raise EngineError(f"num_slots is {plan.num_slots}, this generation may take {needed}")
-        if plan.num_draft_tokens and self.draft is None:
-            raise EngineError(f"num_draft_tokens is {plan.num_draft_tokens} and there is no draft")
-        if rates is not None and len(rates) != plan.num_draft_tokens:
-            raise EngineError(f"forced_rates has {len(rates)} entries for {plan.num_draft_tokens} draft tokens")
-        for model in (self.target, self.draft if plan.num_draft_tokens else None):
-            rope = model.c.rope if model is not None else None
-            if rope is not None and rope.kind == "dynamic" and needed > rope.original_length:
+        if num_drafts and self.draft is None:
+            raise EngineError(f"num_draft_tokens is {num_drafts} and there is no draft")
+        # a position is accepted only where all before it are
+        if rates is not None and (len(rates) != num_drafts or [*rates] != sorted([*rates, 1.0], reverse=True)[1:]):
+            raise EngineError(f"forced_rates {[*rates]} should be {num_drafts} falling numbers of at most one")
+        batch = bucket or (bucket_for(len(rows)) if self.target.at.device.type == "cuda" else len(rows))
+        if len(rows) > batch:
+            raise EngineError(f"{len(rows)} prompts do not fit a bucket of {batch} rows")
+        text = max(len(row) for row in rows) + num_tokens
+        self._check_ropes(text + num_drafts, num_drafts)
+        # whole tiles with the cache's own slot, so that generations of about one length share a session
+        num_slots = num_slots or whole_tiles(text + max(num_drafts, RESERVED_DRAFTS) + 1) - 1
+        if text + num_drafts > num_slots:
+            raise EngineError(f"num_slots is {num_slots}, this generation may take {text + num_drafts}")
+        return Plan(batch, num_slots, num_tokens, num_drafts, sampled, rates is not None)
+
+    def _check_ropes(self, positions: int, num_drafts: int) -> None:
+        for model in (self.target, self.draft) if num_drafts else (self.target,):
+            rope = model.c.rope
+            if rope.kind == "dynamic" and positions > rope.original_length:
                 raise EngineError(
-                    f"{type(model).__name__} has a dynamic rope of {rope.original_length} positions, this generation may "
-                    f"take {needed}: its frequencies would depend on how the text was cut into steps"
+                    f"{type(model).__name__} has a dynamic rope of {rope.original_length} positions, this generation "
+                    f"may take {positions}: its frequencies would depend on how the text was cut into steps"
                 )
 
     def _session(self, plan: Plan, cycles_per_read: int) -> Session:
         """The last session again where it fits, so that graphs and buffers are made once."""
-        kept, capture = self.session, self.capture if plan.num_draft_tokens else ()
-        if kept is None or kept.plan != plan or kept.cycles_per_read != cycles_per_read:
-            self.session = None  # its memory is free before the next one's is taken
-            kept = self.session = Session(Speculation(self.target, self.draft, capture), plan, cycles_per_read)
-        return kept
+        if self.session is None or (self.session.plan, self.session.cycles_per_read) != (plan, cycles_per_read):
+            # the old buffers are given back before the new ones are taken
+            self.session = None
+            capture = self.capture if plan.num_draft_tokens else ()
+            self.session = Session(Speculation(self.target, self.draft, capture), plan, cycles_per_read)
+        return self.session
 
-    def _prefill(self, session: Session, rows: list[Tensor], lengths: list[int], chunk_size: int) -> None:
+    def _prefill(self, session: Session, rows: list[Tensor], chunk_size: int | None) -> None:
         """Read the prompts chunk by chunk: the target all of each, the draft all but its last position.
 
         The draft reads the next prompt token beside each position, so the last position, whose next token is the
         root, is left to the first cycle.
         """
-        state, capture = session.state, session.models.capture
-        tokens = _pad(rows, state.plan.batch, state.device)  # [B, T]
+        state, capture, lengths = session.state, session.models.capture, [len(row) for row in rows]
+        tokens = _pad(rows, state.plan.batch, self.target.c.vocab).to(state.device)  # [B, T]
+        chunk_size = chunk_size or tokens.shape[1]
         length = torch.tensor([*lengths, *[0] * (state.plan.batch - len(rows))], device=state.device)
         last = (length - 1).clamp(min=0)
         aux, hidden = torch.zeros_like(state.aux[:, 0]), torch.zeros_like(state.hidden[:, 0])
@@ -164,12 +175,11 @@ class Engine:
             hidden = torch.where(here[:, None], _row(states, index), hidden)
             aux = torch.where(here[:, None, None], _row(captured, index), aux)
             if state.plan.num_draft_tokens and begin < max(lengths) - 1:
-                following = tokens[:, begin + 1 : end + 1]
+                following = tokens[:, begin + 1 : end + 1].contiguous()
                 width = following.shape[1]
                 positions = torch.where(place[:, :width] < last[:, None], place[:, :width], PADDING)
-                out = _States(captured[:, :width], states[:, :width])
-                read = self.draft.read(out)
-                self.draft.states(following.contiguous(), read, positions, state.draft_cache, bound)
+                read = self.draft.read(_States(captured[:, :width], states[:, :width]))
+                self.draft.states(following, read, positions, state.draft_cache, bound)
         root = self._first(state, hidden, length)
         state.start(lengths, *(x[: len(rows)] for x in (root, aux, hidden)))
 
@@ -203,7 +213,7 @@ class Engine:
         """How many slots the operations need to look at, in whole tiles; exact ones always look at all."""
         if getattr(self.target.at.ops, "exact", False):
             return None
-        return -(-positions // SLOT_TILE) * SLOT_TILE
+        return whole_tiles(positions)
 
 
 class _States(NamedTuple):
@@ -218,12 +228,14 @@ def _row(x: Tensor, index: Tensor) -> Tensor:
     return x[torch.arange(x.shape[0], device=x.device), index]
 
 
-def _pad(rows: list[Tensor], batch: int, device: torch.device) -> Tensor:
-    """B rows of unequal length -> [bucket, T], zeros where nothing looks"""
+def _pad(rows: list[Tensor], batch: int, vocab: int) -> Tensor:
+    """B rows of unequal length -> [bucket, T], zeros where nothing looks; on the host"""
     tokens = torch.zeros(batch, max(len(row) for row in rows), dtype=torch.int64)
     for out, row in zip(tokens, rows, strict=False):
         out[: len(row)] = row.cpu()
-    return tokens.to(device)
+    if tokens.min() < 0 or tokens.max() >= vocab:
+        raise EngineError(f"prompts hold token ids {int(tokens.min())}..{int(tokens.max())}, legal are 0..{vocab - 1}")
+    return tokens
 
 
 def _read(state: State, rows: int, num_tokens: int, eos_token_id: int | None) -> Generation:

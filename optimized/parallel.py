@@ -212,7 +212,7 @@ class Norm(Part):
         self.place(name, self.weight, (width,))
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x [M, H], residual [M, H] or None -> normed [M, H], x + residual [M, H]"""
+        """x [M, H], residual [M, H] or None -> [M, H], [M, H]  the norm of x + residual, the sum"""
         return self.ops.add_rmsnorm(x, residual, self.weight, self.eps)
 
 

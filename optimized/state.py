@@ -27,6 +27,11 @@ LOUD = 64.0
 """finite, far from every activation, and its sums stay finite in float16"""
 
 
+def whole_tiles(num_slots: int) -> int:
+    """The next multiple of SLOT_TILE."""
+    return -(-num_slots // SLOT_TILE) * SLOT_TILE
+
+
 class KVCache:
     """Keys and values of this rank's heads, [B, S, G, D] a layer; the last slot takes the writes of padding rows.
 
@@ -44,7 +49,7 @@ class KVCache:
         device: torch.device | str,
     ) -> None:
         # one slot more for the padding rows, and whole tiles
-        self.batch, self.num_slots = batch, -(-(num_slots + 1) // SLOT_TILE) * SLOT_TILE
+        self.batch, self.num_slots = batch, whole_tiles(num_slots + 1)
         shape = (batch, self.num_slots, kv_heads, head_dim)
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]

@@ -64,6 +64,45 @@ class Keys:
             raise ConfigError(f"config key {self.path + key!r} is missing")
         return value
 
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least `least`; ConfigError where it is something else, or absent without a default."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigError(f"config key {self.path + key!r} is {value!r}; a whole number from {least} is expected")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        """A positive number."""
+        value = self.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise ConfigError(f"config key {self.path + key!r} is {value!r}; a positive number is expected")
+        return value
+
+    def flag(self, key: str, default: bool | None = False) -> Any:
+        """true or false, `default` where absent; a word or a number has no truth here."""
+        value = self.get(key, default)
+        if value is not None and not isinstance(value, bool):
+            raise ConfigError(f"config key {self.path + key!r} is {value!r}; true or false is expected")
+        return value
+
+    def names(self, key: str) -> list[str]:
+        """A list of words, empty where absent."""
+        value = self.get(key, [])
+        if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+            raise ConfigError(f"config key {self.path + key!r} is {value!r}; a list of words is expected")
+        return list(value)
+
+    def heads(self) -> tuple[int, int, int]:
+        """Query heads, key/value heads and the width of a head."""
+        heads = self.count("num_attention_heads")
+        groups = self.count("num_key_value_heads", heads)
+        if heads % groups:
+            raise ConfigError(
+                f"config key {self.path + 'num_attention_heads'!r} is {heads}, which is no multiple of "
+                f"'num_key_value_heads', {groups}"
+            )
+        return heads, groups, self.count("head_dim", max(self.count("hidden_size") // heads, 1))
+
     def below(self, key: str) -> "Keys":
         """The mapping under `key`, as Keys of its own; its `finish` is the caller's duty."""
         value = self.get(key, {})

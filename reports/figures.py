@@ -216,13 +216,14 @@ def _plot(name: str, title: str, alt: str, note: str, draw: Any, height: float) 
         axes.patch.set_alpha(0)
         draw(axes)
         out = StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(out, format="svg")
     return Plot(title, Markup(_inline(out.getvalue(), name, alt)), note)
 
 
 def _inline(svg: str, name: str, alt: str) -> str:
     """The drawing alone: no addresses of namespaces, ids that are unique on the page, colours of the page."""
     svg = svg[svg.index("<svg") :]
+    # the metadata hold the date of drawing
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
@@ -263,7 +264,7 @@ def _rows(names: Iterable[str]) -> int:
     return 0 if len(found) < 2 else len(found) if max(map(len, found)) > 24 else (len(found) + 1) // 2
 
 
-def _lines(label: str, width: int = 24) -> str:
+def _lines(label: str, width: int = 22) -> str:
     """A label in lines of about `width` letters, broken where its facts are joined."""
     lines = [""]
     for fact in re.split(r"(?<=[,:]) ", label):

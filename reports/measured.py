@@ -15,6 +15,8 @@ from reports.store import Records
 SERIES = len(figures.SERIES)
 PHASES = ("draft", "verify", "accept")
 BASELINE = "transformers"
+LOSS = "draft_loss_"
+"""begins the metrics of teacher-forced loss, one a draft step"""
 APART = 3.0
 """standard errors from which two capture points count as told apart"""
 
@@ -42,6 +44,15 @@ class Section(NamedTuple):
     plots: tuple[Plot, ...] = ()
 
 
+class Reading(NamedTuple):
+    """Other capture points than the published ones; above zero is worse."""
+
+    case: Case
+    worse: Interval
+    errors: float
+    unit: str
+
+
 class Measured(NamedTuple):
     """One arm and where it comes from."""
 
@@ -53,9 +64,7 @@ class Measured(NamedTuple):
 
 def acceptance(records: Records) -> Section:
     """Length with interval, survival, histogram, length by output position."""
-    drafted = [a for a in records.accepts if a.num_draft_tokens]
-    found = arms([a for a in drafted if not a.case.variant] or drafted)
-    found = [m for m in found if any(m.arm.steps.values())]
+    found = _drafted(records)
     if not found:
         return Section("not measured: no complete verify step is in this record (draftproof bench acceptance)")
     lengths = {m.label: statistics.acceptance_length(m.arm) for m in found}
@@ -75,34 +84,39 @@ def acceptance(records: Records) -> Section:
     return Section("", ("", "length", "95 % interval", "K", "prompts", "steps"), rows, tuple(plots))
 
 
-def separation(records: Records) -> Section:
-    """How surely each reading of the capture points differs from the published one."""
-    groups: dict[tuple[Any, ...], list[Measured]] = {}
-    for m in arms(records.accepts):
-        same = ("run", "pair", "impl", "form", "dtype", "device", "tp", "batch", "num_draft_tokens", "temperature")
-        groups.setdefault((*(getattr(m.case, f) for f in same), m.dataset), []).append(m)
-    found: dict[str, float] = {}
+def positions(records: Records) -> Section:
+    """Unconditional and conditional rate of each draft position; empty where there is no acceptance either."""
+    found = _drafted(records)
+    longest = max((m.arm.num_draft_tokens for m in found), default=0)
     rows = []
-    for group in groups.values():
-        published = next((m for m in group if not m.case.variant), None)
-        for other in (m for m in group if m.case.variant and published is not None):
-            assert published is not None
-            label = f"{other.case.pair}: {other.case.variant}" if len(groups) > 1 else other.case.variant
-            label = label if label not in found else other.label
-            apart = statistics.separation(published.arm, other.arm)
-            loss = statistics.acceptance_difference(published.arm, other.arm)
-            found[label] = apart
-            points = ", ".join(map(str, other.case.capture_points)) or "not recorded"
-            rows.append((label, points, f"{loss.value:+.2f}", _range(loss), f"{apart:+.1f}"))
-    if not found:
-        return Section("not measured: no run of this record varied the capture points (draftproof audit)")
-    drawn = {label: value for label, value in found.items() if math.isfinite(value)}
-    plot = figures.lollipops(
-        "separation", "Capture points, against the published ones", drawn, "standard errors", APART,
-        f"Mean paired difference over its standard error; beyond {APART:g} (dashed) two readings are told apart.",
-    )  # fmt: skip
-    head = ("", "capture points", "change of length", "95 % interval", "standard errors")
-    return Section("", head, tuple(rows), (plot,) if drawn else ())
+    for m in found:
+        cells = [
+            f"{p.value:.1%} / {c.value:.1%}" if c.value >= 0 else f"{p.value:.1%}" for p, c in statistics.rates(m.arm)
+        ]
+        rows.append((m.label, *cells, *[""] * (longest - len(cells))))
+    return Section("", ("", *(f"draft {i}" for i in range(1, longest + 1))), tuple(rows))
+
+
+def separation(records: Records) -> Section:
+    """How surely each other reading of the capture points is worse than the published one, on the same sequences."""
+    readings = [*_by_length(records.accepts), *_by_loss(records.samples)]
+    if not readings:
+        return Section("not measured: no run of this record varied the capture points (draftproof bench acceptance)")
+    pairs = {r.case.pair for r in readings}
+    several = len({(r.case.pair, r.case.variant) for r in readings}) < len(readings)
+    rows, drawn = [], {}
+    for i, r in enumerate(readings, 1):
+        name = f"{r.case.pair}: {r.case.variant}" if len(pairs) > 1 else r.case.variant
+        label = f"{name}, {r.unit}" if several else name
+        label = label if label not in drawn else f"{label} ({i})"
+        points = ", ".join(map(str, r.case.capture_points)) or "not recorded"
+        rows.append((label, points, f"{r.worse.value:+.3f} {r.unit}", _range(r.worse), f"{r.errors:+.1f}"))
+        if math.isfinite(r.errors):
+            drawn[label] = r.errors
+    note = f"Mean paired loss over its standard error; beyond {APART:g} (dashed) two readings are told apart."
+    title = "Capture points, against the published ones"
+    plots = (figures.lollipops("separation", title, drawn, "standard errors worse", APART, note),) if drawn else ()
+    return Section("", ("", "capture points", "worse by", "95 % interval", "standard errors"), tuple(rows), plots)
 
 
 def speed(records: Records) -> Section:
@@ -127,8 +141,8 @@ def speed(records: Records) -> Section:
     plots = []
     if ratios:
         plots.append(figures.forest(
-            "ratios", "Speed, as a ratio to transformers", ratios, "tokens/s over transformers generate, same run",
-            "Median of the paired ratios of blocks; 95 % interval by bootstrap over blocks.", ratio=True,
+            "ratios", "Speed, as a ratio to transformers", ratios, "tokens/s over transformers",
+            "Generate of the same run: median ratio of paired blocks, 95 % interval over blocks.", ratio=True,
         ))  # fmt: skip
     strips = {names[_key(case)]: dict(enumerate(blocks.values())) for case, blocks in raw.values()}
     plots.append(figures.strips(
@@ -162,6 +176,57 @@ def arms(accepts: Sequence[Accept]) -> list[Measured]:
     ]
 
 
+def _by_length(accepts: Sequence[Accept]) -> list[Reading]:
+    """Readings compared by acceptance length over the same prompts."""
+    groups: dict[tuple[Any, ...], list[Measured]] = {}
+    for m in arms(accepts):
+        groups.setdefault((*_but_reading(m.case), m.dataset), []).append(m)
+    found = []
+    for group in groups.values():
+        published = [m.arm for m in group if not m.case.variant][:1]
+        for arm in published:
+            others = [m for m in group if m.case.variant and m.case.capture_points]
+            found += [
+                Reading(
+                    m.case, statistics.acceptance_difference(m.arm, arm), statistics.separation(m.arm, arm), "tokens"
+                )
+                for m in others
+            ]
+    return found
+
+
+def _by_loss(samples: Sequence[Sample]) -> list[Reading]:
+    """Readings compared by the loss of teacher-forced drafts: one value a sequence, one metric a draft step."""
+    steps: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+    cases: dict[tuple[str, str], Case] = {}
+    unit = ""
+    for s in samples:
+        if s.metric.startswith(LOSS):
+            cases[_key(s.case)], unit = s.case, s.unit
+            steps.setdefault(_key(s.case), []).append(s.values)
+    found = []
+    for key, case in cases.items():
+        same = [k for k, other in cases.items() if not other.variant and _but_reading(other) == _but_reading(case)]
+        if case.variant and same and np.shape(steps[key]) == np.shape(steps[same[0]]):
+            worse = np.mean(steps[key], axis=0) - np.mean(steps[same[0]], axis=0)
+            mean = statistics.ratio_interval(worse, np.ones(len(worse)))
+            found.append(Reading(case, mean, statistics.standard_errors(worse), unit))
+    return found
+
+
+def _but_reading(case: Case) -> tuple[Any, ...]:
+    """Everything that two readings of one checkpoint share."""
+    same = ("run", "pair", "impl", "form", "dtype", "device", "tp", "batch", "num_draft_tokens", "temperature")
+    return tuple(getattr(case, f) for f in same)
+
+
+def _drafted(records: Records) -> list[Measured]:
+    """Arms that drafted something, as published where that was measured."""
+    accepts = [a for a in records.accepts if a.num_draft_tokens]
+    found = arms([a for a in accepts if not a.case.variant] or accepts)
+    return [m for m in found if any(m.arm.steps.values())]
+
+
 def _acceptance_plots(found: Sequence[Measured], part: int, suffix: str) -> list[Plot]:
     """Survival, histogram and length along the output, for as many arms as there are colours."""
     survival = []
@@ -184,9 +249,10 @@ def _acceptance_plots(found: Sequence[Measured], part: int, suffix: str) -> list
             "Two humps mean two kinds of text; a mean alone would hide them.",
         ),
     ]  # fmt: skip
-    if any(curve.x for curve in places):
+    drawn = [curve for curve in places if curve.x]
+    if drawn:
         plots.append(figures.curves(
-            f"position-{part}", "Along the output" + suffix, [c for c in places if c.x], "output token", "acceptance length",
+            f"position-{part}", "Along the output" + suffix, drawn, "output token", "acceptance length",
             f"Steps grouped by the output token they begin at, {statistics.BUCKET} tokens a bucket.",
         ))  # fmt: skip
     return plots

@@ -43,6 +43,7 @@ def html(records: Records) -> str:
         score=findings.score(records),
         share=findings.share,
         acceptance=measured.acceptance(records),
+        positions=measured.positions(records),
         separation=measured.separation(records),
         speed=measured.speed(records),
         verdicts=records.verdicts,

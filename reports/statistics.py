@@ -117,9 +117,14 @@ def length_by_position(arm: Arm, bucket: int = BUCKET) -> dict[int, Interval]:
 def separation(baseline: Arm, candidate: Arm) -> float:
     """How far two arms lie apart, in standard errors of the mean difference over the sequences both answered."""
     shared = [name for name in _shared(baseline, candidate) if baseline.steps[name] and candidate.steps[name]]
-    if len(shared) < 2:
+    return standard_errors([np.mean(candidate.steps[name]) - np.mean(baseline.steps[name]) for name in shared])
+
+
+def standard_errors(differences: ArrayLike) -> float:
+    """Mean of paired differences over its standard error; NaN for fewer than two of them."""
+    apart = np.asarray(differences, float)
+    if len(apart) < 2:
         return float("nan")
-    apart = np.array([np.mean(candidate.steps[name]) - np.mean(baseline.steps[name]) for name in shared])
     error = apart.std(ddof=1) / np.sqrt(len(apart))
     if error == 0:
         return 0.0 if apart[0] == 0 else float(np.copysign(np.inf, apart[0]))

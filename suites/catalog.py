@@ -51,7 +51,7 @@ class MissingTarget(CheckpointError):
 def find_pair(checkpoint: Checkpoint, kind: str) -> Pair:
     """The pair that a config asks for; errors: CheckpointError naming what is known."""
     config, file = checkpoint.config, checkpoint.path / checkpoints.CONFIG
-    model_type, names = config.get("model_type"), " ".join(config.get("architectures") or [])
+    model_type, names = str(config.get("model_type")), str(config.get("architectures") or "")
     is_draft = "speculators_model_type" in config or "eagle3" in names.lower() or "draft_vocab_size" in config
     if kind == "draft" and is_draft:
         return PAIRS["eagle3"]
@@ -86,7 +86,7 @@ def open_target(
     todo = checkpoints.plan(checkpoint, wanted, pair.page.CHECKPOINT_NAMES, tied.items())
     _check_tied(todo)
     ranks = Ranks(tp_size)
-    modules = _build(pair, config, where, ranks)
+    modules = _build(pair, checkpoint, config, where, ranks)
     ledger = checkpoints.load(todo, _writer(modules))
     _check_written(checkpoint, modules)
     return OpenTarget(pair, checkpoint, config, where, modules, ranks, ledger)
@@ -123,8 +123,10 @@ def open_draft(
     optional += ["lm_head.weight"] if config.draft_vocab == config.vocab else []
     todo = checkpoints.plan(checkpoint, wanted, pair.page.CHECKPOINT_NAMES, pair.page.IGNORED, optional)
     points = _layer_ids(checkpoint, config, todo, target, layer_ids)
+    if target is not None:
+        _check_join(checkpoint, config, target)
     ranks = target.ranks if target is not None else Ranks(tp_size)
-    modules = _build(pair, config, where, ranks)
+    modules = _build(pair, checkpoint, config, where, ranks)
     ledger = checkpoints.load(todo, _writer(modules))
     own_embedding, own_head = "embed_tokens.weight" in todo.source, "lm_head.weight" in todo.source or config.tied_head
     if not own_embedding:
@@ -158,7 +160,6 @@ def open_speculation(
         )
     opened = open_target(target, **side)
     joined = open_draft(draft, opened, layer_ids=layer_ids, norm_output=norm_output, **side)
-    _check_join(opened, joined)
     return OpenSpeculation(opened, joined, algorithm or "EAGLE3")
 
 
@@ -184,7 +185,7 @@ def _wanted(pair: Pair, config: Any) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape) for name, value in state_of(pair.reference(config)).items()}
 
 
-def _build(pair: Pair, config: Any, side: Side, ranks: Ranks) -> tuple[Any, ...]:
+def _build(pair: Pair, checkpoint: Checkpoint, config: Any, side: Side, ranks: Ranks) -> tuple[Any, ...]:
     if side.name == "reference":
         # meta first: no time goes into initial values that loading replaces
         with torch.device("meta"):
@@ -198,7 +199,7 @@ def _build(pair: Pair, config: Any, side: Side, ranks: Ranks) -> tuple[Any, ...]
     try:
         return tuple(pair.optimized(config, ops, group, side.dtype, side.device) for group in groups)
     except ShardError as error:
-        raise CheckpointError(f"{pair.name}: cannot be split over tp_size={side.tp_size}: {error}") from error
+        raise CheckpointError(f"{checkpoint.path}: cannot be split over tp_size={side.tp_size}: {error}") from error
 
 
 def _writer(modules: tuple[Any, ...]) -> Callable[[str, Tensor], None]:
@@ -308,15 +309,14 @@ def _vocab_map(pair: Pair, todo: Plan, config: Any, write: Callable[[str, Tensor
             ledger.entries.append(Entry("", name, "derived", reason, tuple(tensor.shape), str(tensor.dtype)))
 
 
-def _check_join(target: OpenTarget, draft: OpenDraft) -> None:
-    config = draft.facts.config
+def _check_join(checkpoint: Checkpoint, config: Any, target: OpenTarget) -> None:
     if config.vocab != target.config.vocab:
         raise CheckpointError(
-            f"{draft.checkpoint.path}: reads {config.vocab} tokens, the target {target.checkpoint.path} has "
+            f"{checkpoint.path}: reads {config.vocab} tokens, the target {target.checkpoint.path} has "
             f"{target.config.vocab}; they must share a vocabulary"
         )
     if config.aux_width != target.config.hidden:
         raise CheckpointError(
-            f"{draft.checkpoint.path}: reads aux states of width {config.aux_width}, the target's are "
+            f"{checkpoint.path}: reads aux states of width {config.aux_width}, the target's are "
             f"{target.config.hidden} wide; set target_hidden_size, or pair it with its own target"
         )

@@ -200,8 +200,7 @@ class OpenSpeculation:
         ->             tokens [B, num_tokens], -1 after the end; accepted drafts of each verify step
         """
         rows = [row.to(self.target.side.device) for row in prompt_tokens]
-        if not rows or any(row.dim() != 1 or not len(row) for row in rows):
-            raise ValueError("prompts are one or more non-empty sequences of token ids")
+        _check_prompts(rows, self.target.config.vocab)
         loop = (num_tokens, num_draft_tokens)
         draws = {"temperature": temperature, "seed": seed, "eos_token_id": eos_token_id, "sequence_ids": sequence_ids}
         points = self.draft.capture_points
@@ -220,6 +219,15 @@ def _check_capture(capture: Sequence[int], num_layers: int) -> None:
     wrong = [c for c in capture if not 0 <= c <= num_layers]
     if wrong:
         raise ValueError(f"capture points {wrong} are outside 0..{num_layers}")
+
+
+def _check_prompts(rows: Sequence[Tensor], vocab: int) -> None:
+    if not rows or any(row.dim() != 1 or not len(row) or row.is_floating_point() for row in rows):
+        raise ValueError("prompts are one or more non-empty sequences of token ids")
+    for row in rows:
+        # a twin's table has padding rows, which would take an id beyond the vocabulary in silence
+        if int(row.min()) < 0 or int(row.max()) >= vocab:
+            raise ValueError(f"a prompt holds ids {int(row.min())}..{int(row.max())}, the target's are 0..{vocab - 1}")
 
 
 def folder_of(path: str | Path | OpenTarget) -> Path:

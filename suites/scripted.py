@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from optimized.decoding import Engine
 from torch import Tensor
 
+from harness.acceptance import emitted
 from reference.drafts.eagle3 import DraftOutput
 from suites.catalog import open_speculation
 from suites.draws import EAGLE3, LLAMA, Drawn, folders, variant
@@ -26,7 +27,7 @@ from suites.opened import OpenSpeculation
 
 SIDES = ("reference", "optimized")
 TINY = {"hidden_size": 48, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
-POINTS = {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}}
+POINTS = {"eagle_aux_hidden_state_layer_ids": [2, 0, 1]}
 
 
 def tiny_target(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
@@ -35,8 +36,10 @@ def tiny_target(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
 
 
 def tiny_draft(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
-    """A draft beside `tiny_target` that says any token."""
-    return variant(EAGLE3, seed, **{**TINY, "vocab_size": vocab, "draft_vocab_size": vocab, **POINTS, **changes})
+    """A draft beside `tiny_target` that says any token; its layer ids are in no order."""
+    eagle = {**POINTS, **changes.pop("eagle_config", {})}
+    sizes = {**TINY, "vocab_size": vocab, "draft_vocab_size": vocab}
+    return variant(EAGLE3, seed, **{**sizes, **changes, "eagle_config": eagle})
 
 
 class Loop(NamedTuple):
@@ -258,6 +261,47 @@ def places_for(
                 places.append((row, begin + count))
             begin += count + 1
     return places
+
+
+class Heard(NamedTuple):
+    """A generation whose accepted counts were dictated."""
+
+    draft: ScriptedDraft
+    text: Tensor
+    """[B, P]  what is true: prompts, the target's own text, and K tokens more"""
+    standing: list[list[int]]
+    """per cycle: the last position of each sequence that stands when the cycle begins"""
+
+    def chain(self, cycle: int) -> list[Proposal]:
+        """The proposals of one cycle."""
+        size = len(self.draft.proposals) // len(self.standing)
+        return self.draft.proposals[cycle * size : (cycle + 1) * size]
+
+    def step(self, proposal: Proposal, row: int, position: int) -> tuple[Tensor, Tensor]:
+        """What the real draft said at a position just before a proposal: logits [Vd], feedback [H]."""
+        reading = self.draft.readings[proposal.readings - 1]
+        column = reading.positions[row].tolist().index(position)
+        return reading.logits[row, column], reading.feedback[row, column]
+
+
+def listen(
+    loop: Loop, side: str, steps: Sequence[int], num_draft_tokens: int, by: int = 1, **engine: int
+) -> Heard:
+    """Let step s of every sequence accept steps[s] drafts.
+
+    by   what is added to a token to make it wrong
+    """
+    speculation = loop.open(side)
+    pattern = [list(steps)] * len(loop.lengths)
+    num_tokens = 1 + sum(emitted(a) for a in steps)
+    text = written(loop.prompts, speculation.generate(loop.prompts, num_tokens + num_draft_tokens, 0).tokens)
+    places = places_for(loop.lengths, pattern, num_draft_tokens)
+    scripted, draft = script(speculation, misspelt(text, places, speculation.target.config.vocab, by))
+    said = scripted.generate(loop.prompts, num_tokens, num_draft_tokens, **engine)
+    if said.accepted != pattern:
+        raise AssertionError(f"accepted {said.accepted} where the script has {pattern}")
+    gone = [sum(emitted(a) for a in steps[:cycle]) for cycle in range(len(steps))]
+    return Heard(draft, text, [[length - 1 + tokens for length in loop.lengths] for tokens in gone])
 
 
 class PoisonedEngine(Engine):

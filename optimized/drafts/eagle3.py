@@ -58,7 +58,7 @@ class Eagle3Layer:
     def __init__(self, c: Eagle3Config, index: int, model: PackedModel, at: Placement) -> None:
         self.c, self.index, self.ops, name = c, index, at.ops, f"layers.{index}."
         opening = c.later_norm if index else "input_layernorm"
-        self.input_norm = model.own(Norm(f"{name}{opening}.weight", c.hidden, c.eps, at))
+        self.first_norm = model.own(Norm(f"{name}{opening}.weight", c.hidden, c.eps, at))
         self.hidden_norm = None if index else model.own(Norm(f"{name}hidden_norm.weight", c.hidden, c.eps, at))
         attn, wide, read = f"{name}self_attn.", c.heads * c.head_dim, c.hidden if index else 2 * c.hidden
         self.qkv = model.own(QKVLinear(attn, read, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, at))
@@ -74,10 +74,10 @@ class Eagle3Layer:
 
         embed   [M, H]
         hidden  [M, H]
-        ->      u [M, 2H], r [M, H]
+        ->      [M, 2H], [M, H]  u and r
         """
         normed, _ = self.hidden_norm(hidden)  # type: ignore[misc]
-        u = torch.cat([self.input_norm(embed)[0], normed], -1)  # (3)
+        u = torch.cat([self.first_norm(embed)[0], normed], -1)  # (3)
         return u, normed if self.c.norm_before_residual else hidden  # (4)
 
     def read(self, branch: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,9 +85,9 @@ class Eagle3Layer:
 
         branch  [M, H]
         s       [M, H]
-        ->      u [M, H], r [M, H]
+        ->      [M, H], [M, H]  u and r
         """
-        return self.input_norm(branch, s)
+        return self.first_norm(branch, s)
 
     def __call__(
         self,
@@ -105,7 +105,7 @@ class Eagle3Layer:
         residual   [M, H]
         positions  [B, T]
         slots      [M]
-        ->         [M, H] this layer's branch, [M, H] s
+        ->         [M, H], [M, H]  this layer's branch, s
         """
         ops, c, keys, values = self.ops, self.c, cache.keys[self.index], cache.values[self.index]
         q_norm = None if self.q_norm is None else self.q_norm.weight
@@ -176,7 +176,7 @@ class Eagle3Draft(PackedModel):
         """
         if self.fc is None:
             raise ValueError("this draft reads the target's final hidden state (use_aux_hidden_state is false)")
-        x = aux.flatten(0, 1).flatten(1)  # [M, A*X]
+        x = aux.flatten(0, 1).flatten(1).contiguous()  # [M, A*X]
         if self.input_norm is not None:
             x, _ = self.input_norm(x)
         if self.fc_norm:
@@ -204,7 +204,7 @@ class Eagle3Draft(PackedModel):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        tokens, positions = tokens.contiguous(), positions.contiguous()
+        tokens, hidden, positions = tokens.contiguous(), hidden.contiguous(), positions.contiguous()
         if cache is None:
             cache = self.new_cache(tokens.shape[0], int(positions.max()) + 1)
         inv_freq = self.inv_freq
@@ -228,7 +228,7 @@ class Eagle3Draft(PackedModel):
         hidden     [B, T, H]
         positions  [B, T]
         num_slots  a bound on position + 1 that the host knows
-        ->         top [B, T, H] what the head reads, feedback [B, T, H]
+        ->         [B, T, H], [B, T, H]  what the head reads, feedback
         """
         slots, inv_freq = cache.slots(positions), self.inv_freq if inv_freq is None else inv_freq
         u, s = self.layers[0].open(self.embed_tokens(tokens.flatten()), hidden.flatten(0, 1))  # (2)

@@ -67,7 +67,7 @@ class LlamaLayer:
         h          [M, H]  None at the bottom, where the branch is all there is
         positions  [B, T]
         slots      [M]
-        ->         [M, H] this layer's branch, [M, H] h after both halves but for the branch, [M, H] capture point
+        ->         [M, H], [M, H], [M, H]  this layer's branch, h without it, h at the capture point below
         """
         ops, c, keys, values = self.ops, self.c, cache.keys[self.index], cache.values[self.index]
         x, captured = self.input_layernorm(branch, h)  # (3) of the layer below, (2) one kernel
@@ -141,7 +141,7 @@ class LlamaTarget(PackedModel):
         positions  [B, T]
         num_slots  a bound on position + 1 that the host knows
         aux_out    [B, T, A, H]  where to put the aux states; new when absent
-        ->         hidden [B, T, H], aux [B, T, A, H]
+        ->         [B, T, H], [B, T, A, H]  after the final norm, at the capture points
         """
         slots, inv_freq = cache.slots(positions), self.inv_freq if inv_freq is None else inv_freq
         branch, h = self.embed_tokens(tokens.flatten()), None  # (1)

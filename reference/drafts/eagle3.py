@@ -26,11 +26,11 @@ from torch import Tensor, nn
 
 from reference.config import ConfigError
 from reference.drafts.eagle3_keys import read_facts
-from reference.ops.attention import attend, causal
+from reference.ops.attention import Attention, causal
 from reference.ops.cache import Cache
 from reference.ops.mlp import MLP
 from reference.ops.norm import RMSNorm
-from reference.ops.rope import Rope, rotate
+from reference.ops.rope import Rope
 from reference.outputs import DraftOutput, TargetOutput
 
 LATER_NORMS = ("input_layernorm", "hidden_norm")
@@ -71,6 +71,18 @@ class Eagle3Config:
     windows: tuple[int | None, ...] = ()
     """sliding window of each layer, None where a layer sees everything; () means all do"""
     tied_head: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.use_aux_hidden_state and self.aux_width != self.hidden:
+            raise ConfigError(
+                f"use_aux_hidden_state is false: the target's width {self.aux_width} must be the draft's {self.hidden}"
+            )
+        if self.later_norm not in LATER_NORMS:
+            raise ConfigError(f"eagle_config.later_norm is {self.later_norm!r}; known are {LATER_NORMS}")
+        if self.tied_head and self.draft_vocab != self.vocab:
+            raise ConfigError(
+                f"tie_word_embeddings is true: the draft's vocabulary {self.draft_vocab} must be the target's {self.vocab}"
+            )
 
     @property
     def aux_width(self) -> int:
@@ -125,36 +137,6 @@ TP_PLAN = {
 }
 
 
-class Attention(nn.Module):
-    """Causal grouped-query attention; in the first layer it reads 2H features."""
-
-    def __init__(self, c: Eagle3Config, width: int) -> None:
-        super().__init__()
-        self.c = c
-        self.q_proj = nn.Linear(width, c.heads * c.head_dim, bias=c.qkv_bias)
-        self.k_proj = nn.Linear(width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.v_proj = nn.Linear(width, c.kv_heads * c.head_dim, bias=c.qkv_bias)
-        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden, bias=c.o_bias)
-        self.q_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_dim, c.eps) if c.qk_norm else None
-
-    def forward(self, u: Tensor, positions: Tensor, visible: Tensor, layer: int, cache: Cache, slots: Tensor) -> Tensor:
-        """Attend from every token to the visible slots.
-
-        u          [B, T, X]     2H features in the first layer, H in later ones
-        positions  [B, T]
-        visible    [B, T, S]
-        slots      [B, T]
-        ->         [B, T, H]
-        """
-        q, k, v = (p(u).unflatten(-1, (-1, self.c.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, positions, self.c.rope), rotate(k, positions, self.c.rope)
-        k, v = cache.write(layer, k, v, slots)
-        return self.o_proj(attend(q, k, v, visible, self.c.head_dim**-0.5).flatten(2))
-
-
 class Eagle3Layer(nn.Module):
     """Equations (3) to (6); a layer after the first is a plain one and reads y alone."""
 
@@ -164,7 +146,9 @@ class Eagle3Layer(nn.Module):
         for name in LATER_NORMS if index == 0 else (c.later_norm,):
             self.add_module(name, RMSNorm(c.hidden, c.eps))
         self.post_attention_layernorm = RMSNorm(c.hidden, c.eps)
-        self.self_attn = Attention(c, 2 * c.hidden if index == 0 else c.hidden)
+        into, heads = 2 * c.hidden if index == 0 else c.hidden, (c.heads, c.kv_heads)
+        norm_eps = c.eps if c.qk_norm else None
+        self.self_attn = Attention(into, c.hidden, heads, c.head_dim, c.rope, c.qkv_bias, c.o_bias, norm_eps)
         self.mlp = MLP(c.hidden, c.intermediate, c.mlp_bias)
 
     def forward(
@@ -198,12 +182,6 @@ class Eagle3Draft(nn.Module):
 
     def __init__(self, c: Eagle3Config) -> None:
         super().__init__()
-        if not c.use_aux_hidden_state and c.aux_width != c.hidden:
-            raise ConfigError(
-                f"use_aux_hidden_state is false: the target's width {c.aux_width} must be the draft's {c.hidden}"
-            )
-        if c.later_norm not in LATER_NORMS:
-            raise ConfigError(f"eagle_config.later_norm is {c.later_norm!r}; known are {LATER_NORMS}")
         self.c = c
         self.embed_tokens = nn.Embedding(c.vocab, c.hidden)
         width, aux = c.aux_width, c.use_aux_hidden_state

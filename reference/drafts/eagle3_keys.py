@@ -28,40 +28,44 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
     keys = Keys(config)
     keys.expect("hidden_act", "silu")
     eagle = keys.below("eagle_config")
-    hidden, heads = keys.need("hidden_size"), keys.need("num_attention_heads")
-    head_dim = keys.get("head_dim", hidden // heads)
-    layers, attention_bias = keys.get("num_hidden_layers", 1), keys.get("attention_bias", False)
-    qwen3 = keys.get("model_type") == "qwen3" or not QWEN3.isdisjoint(keys.get("architectures", []))
-    vocab = keys.need("vocab_size")
+    heads, kv_heads, head_dim = keys.heads()
+    layers, attention_bias = keys.count("num_hidden_layers", 1), keys.flag("attention_bias")
+    qwen3 = keys.get("model_type") == "qwen3" or not QWEN3.isdisjoint(keys.names("architectures"))
+    vocab = keys.count("vocab_size")
+    draft_vocab = keys.count("draft_vocab_size", vocab)
+    if draft_vocab > vocab:
+        raise ConfigError(f"config key 'draft_vocab_size' is {draft_vocab}, more than 'vocab_size', {vocab}")
     head, feedback = _read_norm_output(keys, eagle, norm_output)
     facts: dict[str, Any] = {
         "vocab": vocab,
-        "draft_vocab": keys.get("draft_vocab_size", vocab),
-        "hidden": hidden,
-        "intermediate": keys.need("intermediate_size"),
+        "draft_vocab": draft_vocab,
+        "hidden": keys.count("hidden_size"),
+        "intermediate": keys.count("intermediate_size"),
         "heads": heads,
-        "kv_heads": keys.get("num_key_value_heads", heads),
+        "kv_heads": kv_heads,
         "head_dim": head_dim,
         "rope": Rope.from_hf(keys.rope(), head_dim),
         "layers": layers,
         "aux_states": _read_aux_states(keys, eagle),
-        "target_hidden": keys.get("target_hidden_size", 0),
-        "eps": keys.get("rms_norm_eps", 1e-6),
-        "use_aux_hidden_state": eagle.get("use_aux_hidden_state", True),
-        "fc_norm": _agree("fc_norm", keys.get("fc_norm"), keys.get("use_aux_norm")),
-        "norm_before_fc": _agree("norm_before_fc", keys.get("norm_before_fc"), eagle.get("norm_before_fc")),
-        "norm_before_residual": keys.get("norm_before_residual", False),
+        "target_hidden": keys.count("target_hidden_size", 0, least=0),
+        "eps": keys.number("rms_norm_eps", 1e-6),
+        "use_aux_hidden_state": eagle.flag("use_aux_hidden_state", True),
+        "fc_norm": _agree("fc_norm", keys.flag("fc_norm", None), keys.flag("use_aux_norm", None)),
+        "norm_before_fc": _agree(
+            "norm_before_fc", keys.flag("norm_before_fc", None), eagle.flag("norm_before_fc", None)
+        ),
+        "norm_before_residual": keys.flag("norm_before_residual"),
         "norm_before_head": head,
         "feedback_normed": feedback,
         "later_norm": eagle.get("later_norm", "input_layernorm"),
         "qk_norm": qwen3,
         "qkv_bias": attention_bias,
         "o_bias": attention_bias,
-        "mlp_bias": keys.get("mlp_bias", False),
-        "fc_bias": keys.get("bias", False),
-        "logit_scale": keys.get("logit_scale", 1.0),
+        "mlp_bias": keys.flag("mlp_bias"),
+        "fc_bias": keys.flag("bias"),
+        "logit_scale": keys.number("logit_scale", 1.0),
         "windows": _read_windows(keys, layers),
-        "tied_head": keys.get("tie_word_embeddings", False),
+        "tied_head": keys.flag("tie_word_embeddings"),
     }
     eagle.finish()
     keys.finish()
@@ -70,7 +74,7 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
 
 def _flatten_speculators(config: dict[str, Any]) -> dict[str, Any]:
     """speculators nests the body's config; its own keys stand beside it and win."""
-    inner = dict(config.get("transformer_layer_config") or {})
+    inner = dict(Keys(config).below("transformer_layer_config").config)
     outer = {k: v for k, v in config.items() if k not in ("transformer_layer_config", "speculators_config")}
     kind = outer.pop("speculators_model_type")
     if kind != "eagle3":
@@ -93,8 +97,9 @@ def _read_aux_states(keys: Keys, eagle: Keys) -> int:
     """How many states are fused; wherever the file says it, it must say the same."""
     ids = (keys.get("eagle_aux_hidden_state_layer_ids"), eagle.get("eagle_aux_hidden_state_layer_ids"))
     eagle.get("layer_ids")  # a convention, read by harness.conventions
-    counts = [keys.get("num_aux_hidden_states"), keys.get("num_aux_layers"), *(len(i) for i in ids if i)]
-    given = {c for c in counts if c is not None}
+    counts = [keys.count(name, 0, least=0) for name in ("num_aux_hidden_states", "num_aux_layers")]
+    # what is no list of ids is refused there, with both readings
+    given = {c for c in [*counts, *(len(i) for i in ids if isinstance(i, list | tuple))] if c}
     if len(given) > 1:
         raise ConfigError(f"config disagrees with itself about the number of aux states: {sorted(given)}")
     return given.pop() if given else 3
@@ -102,8 +107,8 @@ def _read_aux_states(keys: Keys, eagle: Keys) -> int:
 
 def _read_norm_output(keys: Keys, eagle: Keys, meaning: str | None) -> tuple[bool, bool]:
     """The two facts behind one word: (final norm before the head, normed feedback)."""
-    head, feedback = eagle.get("norm_before_head"), eagle.get("feedback_normed")
-    flag = keys.get("norm_output")
+    head, feedback = eagle.flag("norm_before_head", None), eagle.flag("feedback_normed", None)
+    flag = keys.flag("norm_output", None)
     stated = head is not None and feedback is not None
     if flag is not None and not stated and meaning not in ("head", "feedback"):
         raise ConfigError(
@@ -121,15 +126,18 @@ def _read_norm_output(keys: Keys, eagle: Keys, meaning: str | None) -> tuple[boo
 
 def _read_windows(keys: Keys, layers: int) -> tuple[int | None, ...]:
     """Sliding layers as `layer_types` lists them, the draft's own layers counted from 0."""
-    size, kinds = keys.get("sliding_window"), keys.get("layer_types")
-    use, counted = keys.get("use_sliding_window", True), keys.get("max_window_layers")
+    size, kinds = keys.count("sliding_window", 0, least=0), keys.names("layer_types")
+    use, counted = keys.flag("use_sliding_window", True), keys.get("max_window_layers")
     if size and use and counted is not None and not kinds:
         raise ConfigError("config key 'max_window_layers' counts sliding layers; list them as 'layer_types'")
     if not kinds or not use:
         return ()
     if len(kinds) != layers:
         raise ConfigError(f"config key 'layer_types' lists {len(kinds)} layers, num_hidden_layers is {layers}")
-    if "sliding_attention" in kinds and size is None:
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ConfigError(f"config key 'layer_types' has {unknown}; full_attention and sliding_attention are known")
+    if "sliding_attention" in kinds and not size:
         raise ConfigError("config key 'layer_types' has sliding layers, 'sliding_window' is missing")
     return tuple(size if kind == "sliding_attention" else None for kind in kinds)
 

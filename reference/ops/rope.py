@@ -46,26 +46,36 @@ class Rope:
     @classmethod
     def from_hf(cls, config: dict[str, Any], head_dim: int) -> "Rope":
         """Read `rope_parameters` (new) or `rope_theta` with `rope_scaling` (old); errors: ValueError if unknown."""
-        given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-        kind = given.pop("rope_type", given.pop("type", "default"))
-        given.pop("type", None)
+        given = _parameters(config)
+        kind = given.pop("rope_type", "default")
         if kind not in ROPE_TYPES:
             raise ValueError(f"rope_type {kind!r} is not one of {', '.join(ROPE_TYPES)}")
-        length = config.get("max_position_embeddings", 0)
-        partial = given.pop("partial_rotary_factor", config.get("partial_rotary_factor")) or 1.0
+        partial = _positive(given, "partial_rotary_factor", 1.0)
         facts = {
-            "theta": float(given.pop("rope_theta", config.get("rope_theta") or 10_000.0)),
-            "factor": float(given.pop("factor", None) or 1.0),
-            "original_length": int(given.pop("original_max_position_embeddings", None) or length or 0),
+            "theta": _positive(given, "rope_theta", 10_000.0),
+            "factor": _positive(given, "factor", 1.0),
+            "original_length": int(_positive(given, "original_max_position_embeddings", 0)),
         }
+        if facts["theta"] <= 1:
+            raise ValueError(f"rope_theta is {facts['theta']}; a base above 1 is expected")
+        if kind not in ("default", "linear") and not facts["original_length"]:
+            raise ValueError(
+                f"rope_type {kind!r} needs 'original_max_position_embeddings' or 'max_position_embeddings'"
+            )
         names = {f for f in cls.__dataclass_fields__ if f not in ("dim", "kind", *facts)}
         unknown = sorted(set(given) - names)
         if unknown:
             raise ValueError(
                 f"rope parameters {unknown} of type {kind!r} are not known and would change the mathematics"
             )
-        numbers = {k: v for k, v in given.items() if v is not None}
-        return cls(dim=int(head_dim * partial), kind=kind, **facts, **numbers)
+        truncate = given.pop("truncate", True)
+        if not isinstance(truncate, bool):
+            raise ValueError(f"rope parameter 'truncate' is {truncate!r}; true or false is expected")
+        numbers = {name: _positive(given, name, 0.0 if name.startswith("mscale") else 1.0) for name in list(given)}
+        dim = int(head_dim * partial)
+        if dim > head_dim or dim < 2 or dim % 2 or (kind == "dynamic" and dim == 2):
+            raise ValueError(f"rope turns {dim} of {head_dim} features of a head; an even part of them is expected")
+        return cls(dim=dim, kind=kind, truncate=truncate, **facts, **numbers)
 
     @property
     def scale(self) -> float:
@@ -111,6 +121,32 @@ class Rope:
         ramp = ((torch.arange(self.dim // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
         powers = self.theta ** (torch.arange(0, self.dim, 2, dtype=torch.float32) / self.dim)
         return ramp / (self.factor * powers) + (1 - ramp) / powers
+
+
+def _parameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Every rope key of a config under its new name, without those that are null.
+
+    Files spell them in up to three places; ValueError where two of them differ.
+    """
+    found: dict[str, Any] = {}
+    top = [(name, config.get(name)) for name in ("rope_theta", "partial_rotary_factor")]
+    for place in ("rope_parameters", "rope_scaling"):
+        nested = config.get(place) or {}
+        if not isinstance(nested, dict):
+            raise ValueError(f"config key {place!r} is {nested!r}; a mapping is expected")
+        for name, value in [*nested.items(), *top]:
+            ours = "rope_type" if name == "type" else name
+            if value is not None and found.setdefault(ours, value) != value:
+                raise ValueError(f"config states {ours!r} as {found[ours]!r} and as {value!r}; keep one of them")
+    found.setdefault("original_max_position_embeddings", config.get("max_position_embeddings"))
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _positive(given: dict[str, Any], name: str, default: float) -> float:
+    value = given.pop(name, default)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1e18 or value == 0 != default:
+        raise ValueError(f"rope parameter {name!r} is {value!r}; a positive number is expected")
+    return float(value)
 
 
 def yarn_mscale(factor: float, mscale: float) -> float:

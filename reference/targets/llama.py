@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from reference.config import Keys
-from reference.ops.attention import attend, causal
+from reference.ops.attention import Attention
 from reference.ops.cache import Cache
 from reference.ops.mlp import MLP
 from reference.ops.norm import RMSNorm
-from reference.ops.rope import Rope, rotate
+from reference.ops.rope import Rope
+from reference.ops.stream import captured, seat
 from reference.outputs import TargetOutput
 
 
@@ -48,21 +48,20 @@ class LlamaConfig:
         """Read `config.json`; errors: ConfigError for missing, unknown or unsupported keys."""
         keys = Keys(config)
         keys.expect("hidden_act", "silu")
-        hidden, heads = keys.need("hidden_size"), keys.need("num_attention_heads")
-        head_dim = keys.get("head_dim", hidden // heads)
+        heads, kv_heads, head_dim = keys.heads()
         facts = cls(
-            vocab=keys.need("vocab_size"),
-            hidden=hidden,
-            intermediate=keys.need("intermediate_size"),
-            layers=keys.need("num_hidden_layers"),
+            vocab=keys.count("vocab_size"),
+            hidden=keys.count("hidden_size"),
+            intermediate=keys.count("intermediate_size"),
+            layers=keys.count("num_hidden_layers"),
             heads=heads,
-            kv_heads=keys.get("num_key_value_heads", heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             rope=Rope.from_hf(keys.rope(), head_dim),
-            eps=keys.get("rms_norm_eps", 1e-6),
-            attention_bias=keys.get("attention_bias", False),
-            mlp_bias=keys.get("mlp_bias", False),
-            tied_head=keys.get("tie_word_embeddings", False),
+            eps=keys.number("rms_norm_eps", 1e-6),
+            attention_bias=keys.flag("attention_bias"),
+            mlp_bias=keys.flag("mlp_bias"),
+            tied_head=keys.flag("tie_word_embeddings"),
         )
         keys.finish()
         return facts
@@ -90,36 +89,6 @@ TP_PLAN = {
 }
 
 
-class Attention(nn.Module):
-    """Causal grouped-query attention."""
-
-    def __init__(self, c: LlamaConfig) -> None:
-        super().__init__()
-        self.c = c
-        self.q_proj = nn.Linear(c.hidden, c.heads * c.head_dim, bias=c.attention_bias)
-        self.k_proj = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=c.attention_bias)
-        self.v_proj = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=c.attention_bias)
-        self.o_proj = nn.Linear(c.heads * c.head_dim, c.hidden, bias=c.attention_bias)
-
-    def forward(
-        self, x: Tensor, positions: Tensor, visible: Tensor, layer: int, cache: Cache | None, slots: Tensor
-    ) -> Tensor:
-        """Attend from every token to the visible slots.
-
-        x          [B, T, H]
-        positions  [B, T]
-        visible    [B, T, S]
-        slots      [B, T]
-        ->         [B, T, H]
-        """
-        q = rotate(self.q_proj(x).unflatten(-1, (-1, self.c.head_dim)), positions, self.c.rope)
-        k = rotate(self.k_proj(x).unflatten(-1, (-1, self.c.head_dim)), positions, self.c.rope)
-        v = self.v_proj(x).unflatten(-1, (-1, self.c.head_dim))
-        if cache is not None:
-            k, v = cache.write(layer, k, v, slots)
-        return self.o_proj(attend(q, k, v, visible, self.c.head_dim**-0.5).flatten(2))
-
-
 class LlamaLayer(nn.Module):
     """Equations (2) and (3)."""
 
@@ -127,7 +96,8 @@ class LlamaLayer(nn.Module):
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden, c.eps)
         self.post_attention_layernorm = RMSNorm(c.hidden, c.eps)
-        self.self_attn = Attention(c)
+        heads, bias = (c.heads, c.kv_heads), c.attention_bias
+        self.self_attn = Attention(c.hidden, c.hidden, heads, c.head_dim, c.rope, bias, bias)
         self.mlp = MLP(c.hidden, c.intermediate, c.mlp_bias)
 
     def forward(
@@ -176,16 +146,11 @@ class LlamaTarget(nn.Module):
         visible    [B, T, S]  by position when absent
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        slots = positions if slots is None else slots
-        if visible is None:
-            visible = causal(positions, positions if cache is None else cache.place(slots, positions))
+        positions, slots, visible = seat(tokens, positions, cache, slots, visible)
         h = self.embed_tokens(tokens)  # (1)
         stream = [h]
         for i, layer in enumerate(self.layers):
             h = layer(h, positions, visible, i, cache, slots)
             stream.append(h)
         z = self.norm(h)  # (4)
-        aux = torch.stack([stream[c] for c in capture], 2) if capture else h.new_zeros(*h.shape[:2], 0, h.shape[2])
-        return TargetOutput(self.lm_head(z), z, aux)  # (5)
+        return TargetOutput(self.lm_head(z), z, captured(stream, capture))  # (5)

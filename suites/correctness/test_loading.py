@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from harness.checkpoints import SINGLE, CheckpointError, rename, save_checkpoint, state_of
 from harness.compare import bit_equal
-from reference.drafts.eagle3 import CHECKPOINT_NAMES, LATER_NORMS, Eagle3Config
+from reference.drafts.eagle3 import CHECKPOINT_NAMES, Eagle3Config
 from suites.catalog import OpenDraft, OpenTarget, open_draft, open_target
 from suites.draws import (
     EAGLE3,
@@ -251,11 +251,8 @@ def influential(module: nn.Module, run: Callable[[], Tensor]) -> set[str]:
 
 
 def dormant(config: Eagle3Config) -> set[str]:
-    """What checkpoints hold and the equations do not read: of two norms a later layer applies one."""
-    later = {f"layers.{i}.{norm}.weight" for i in range(1, config.layers) for norm in LATER_NORMS}
-    read = {f"layers.{i}.{config.later_norm}.weight" for i in range(config.layers)}
-    final = set() if config.norm_before_head or config.feedback_normed else {"norm.weight"}
-    return (later - read) | final
+    """What checkpoints hold and the equations do not read: the final norm, where neither head nor feedback has it."""
+    return set() if config.norm_before_head or config.feedback_normed else {"norm.weight"}
 
 
 @given(drawn=eagle3_drafts(PINNED_TARGET))

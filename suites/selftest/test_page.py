@@ -286,7 +286,7 @@ def test_speed_is_a_ratio_to_transformers_of_the_same_run(tmp_path: Path) -> Non
 
 
 def test_a_data_set_has_its_own_length(tmp_path: Path) -> None:
-    mixed = [*accepts("p", 0.7), *(replace(a, dataset="other") for a in accepts("p", 0.7))]
+    mixed = [replace(a, dataset=name) for name in ("made-up", "other") for a in accepts("p", 0.7, prompts=3)]
 
     rows = measured.acceptance(records(tmp_path, mixed)).rows
 
@@ -307,6 +307,37 @@ def test_few_or_extreme_prompts_still_make_a_page(tmp_path: Path, prompts: int, 
     Elements(text)
     assert "<b>" not in text
     assert ("no complete verify step" in text) is (not kept)
+
+
+def test_rates_are_told_with_and_without_the_condition(tmp_path: Path) -> None:
+    case = Case(pair="p", gate="passed", num_draft_tokens=2)
+    one = Accept(case=case, prompt="a", dataset="d", num_draft_tokens=2, accepted=(2, 1, 0, 1), emitted=9)
+
+    rows = measured.positions(records(tmp_path, [one])).rows
+
+    assert rows == (("p, greedy", "75.0% / 75.0%", "25.0% / 33.3%"),)
+
+
+def test_readings_are_compared_by_length_and_by_loss(tmp_path: Path) -> None:
+    published, other = (
+        Case(pair="p", gate="passed", variant=v, capture_points=c) for v, c in (("", (2,)), ("-1", (1,)))
+    )
+    nats = ((published, ((1.0, 2.0, 3.0), (2.0, 2.0, 2.0))), (other, ((1.5, 2.5, 3.5), (2.0, 2.5, 3.0))))
+    loss = [
+        Sample(case=case, metric=f"draft_loss_{k}", unit="nats", better="down", values=values)
+        for case, steps in nats
+        for k, values in enumerate(steps, 1)
+    ]
+    lengths = [*accepts("p", 0.6), *accepts("p", 0.3, variant="last layer for all")]
+
+    by_length, by_loss = measured.separation(records(tmp_path, [*loss, *lengths])).rows
+
+    # differences of the means over steps: 0.25, 0.5, 0.75
+    assert by_loss[:3] == ("-1", "1", "+0.500 nats")
+    assert float(by_loss[4]) == pytest.approx(0.5 / (0.25 / 3**0.5), abs=0.05)
+    assert by_length[:2] == ("last layer for all", "8, 8, 8")
+    assert by_length[2].endswith("tokens")
+    assert float(by_length[4]) > measured.APART
 
 
 def test_plain_decoding_has_no_acceptance_length(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
 from harness import environment
@@ -129,6 +130,19 @@ def test_accepted_drafts_must_fit_the_case(num_draft_tokens: int, accepted: tupl
 
 def test_an_output_that_is_not_a_number_uses_up_every_budget() -> None:
     assert Check(claim="c", pair="p", status="failed", used=math.nan, replay="x").used == math.inf
+
+
+def test_arrays_are_written_as_plain_numbers(tmp_path: Path) -> None:
+    case = Case(pair="p", gate="passed", num_draft_tokens=np.int64(2))
+    with Recorder(tmp_path / "run.jsonl") as recorder:
+        recorder.append(
+            Sample(case=case, metric="m", unit="s", better="down", values=np.ones(2), telemetry={"w": np.float32(1)}),
+            Accept(case=case, prompt="a", dataset="d", num_draft_tokens=2, accepted=np.array([1, 2]), emitted=5),
+        )
+
+    _, sample, accept = read(recorder.path)
+
+    assert (sample.values, sample.telemetry, accept.accepted) == ((1.0, 1.0), {"w": 1.0}, (1, 2))
 
 
 def test_a_torn_last_line_is_left_out_and_the_next_writer_goes_on(tmp_path: Path) -> None:

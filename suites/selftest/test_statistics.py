@@ -115,7 +115,7 @@ def test_the_interval_of_a_paired_difference_holds_the_truth_and_gains_from_pair
 
 def test_the_interval_of_a_speed_ratio_holds_the_truth_under_drift() -> None:
     rng, found = np.random.default_rng(3), []
-    for _ in range(300):
+    for _ in range(250):
         drift = np.exp(np.cumsum(rng.normal(0, 0.05, 20)))
         baseline = {b: drift[b] * np.exp(rng.normal(0, 0.02, 5)) for b in range(20)}
         candidate = {b: 1.25 * drift[b] * np.exp(rng.normal(0, 0.02, 5)) for b in range(20)}

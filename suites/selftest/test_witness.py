@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from harness import witness
 from harness.checkpoints import CheckpointError
-from harness.compare import Mismatch, bit_equal, hold
+from harness.compare import Mismatch, bit_equal
 
 pytestmark = pytest.mark.correctness
 
@@ -42,21 +42,19 @@ def model(folder: Path) -> witness.Witness:
 def test_every_capture_point_is_seen_where_it_passes(model):
     tokens = torch.arange(14).reshape(2, 7)
     out = model.run(tokens)
-    with torch.no_grad():
+    with torch.no_grad(), witness.StayWide():
         states = model.model(tokens, output_hidden_states=True).hidden_states
         last = model.decoder.norm(out.aux[:, :, 3])
         logits = model.model.lm_head(out.hidden)
-    # transformers' norms round in float32 whatever the dtype, and not always alike
-    size = {"dtype": torch.float32, "depth": 3, "width": 32}
 
     assert out.aux.shape == (2, 7, 4, 32)
     for c in range(3):
-        hold(f"capture point {c}", out.aux[:, :, c], states[c], **size)
-    hold("hidden", out.hidden, states[3], **size)
-    hold("the last capture point, normed", last, out.hidden, **size)
-    hold("logits", logits, out.logits, **size)
+        bit_equal(f"capture point {c}", out.aux[:, :, c], states[c])
+    bit_equal("hidden", out.hidden, states[3])
+    bit_equal("the last capture point, normed", last, out.hidden)
+    bit_equal("logits", logits, out.logits)
     with pytest.raises(Mismatch):
-        hold("the last capture point", out.aux[:, :, 3], states[3], **size)
+        bit_equal("the last capture point", out.aux[:, :, 3], states[3])
 
 
 def test_weights_hide_no_mistake(folder):

@@ -1,0 +1,231 @@
+"""The `draftproof` command.
+
+    0  all gates pass                        4  inconclusive
+    1  a gate failed                         5  nothing selected
+    2  usage, or input that cannot be opened 6  a required capability is missing
+    3  the machine failed
+
+With `--json` stdout holds one JSON object and nothing else. Commands are imported when they run, since most of them
+load torch and `draftproof --help` must not.
+"""
+
+import sys
+import tomllib
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from suites.commands.desk import answer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+app = typer.Typer(
+    help="Proves a draft model before it is served.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+zoo_app = typer.Typer(help="The trained pairs that ship, and the recipe that made them.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+
+class Profile(StrEnum):
+    """How many draws each claim makes on top of its own examples."""
+
+    pinned = "pinned"
+    quick = "quick"
+    ci = "ci"
+    nightly = "nightly"
+
+
+class Kind(StrEnum):
+    """What `list` lists."""
+
+    pairs = "pairs"
+    speculations = "speculations"
+    bugs = "bugs"
+    suites = "suites"
+
+
+class Part(StrEnum):
+    """What `bench` measures."""
+
+    acceptance = "acceptance"
+    decode = "decode"
+    all = "all"
+
+
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+Required = Annotated[
+    list[str] | None, typer.Option("--require", help="gpu or multi_gpu: exit 6 where this machine has none.")
+]
+RUNS = ROOT / "runs"
+PAGE = ROOT / "reports" / "out" / "index.html"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = PAGE,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """The main job on the shipped pairs: claims, acceptance, tokens/s, planted bugs, one HTML page."""
+    from suites.commands.runs import begin
+    from suites.demo import PROFILE
+    from suites.demo import demo as work
+
+    return answer(json, lambda desk: work(desk, begin(runs, PROFILE), out))
+
+
+@app.command("list")
+def list_(kind: Kind, json: Json = False) -> int:
+    """Tables of what there is."""
+    from suites.commands.tables import LISTS
+
+    return answer(json, LISTS[kind])
+
+
+@app.command()
+def check(
+    pairs: Annotated[list[str] | None, typer.Argument(help="Pairs or speculations; all when absent.")] = None,
+    profile: Profile = Profile.ci,
+    require: Required = None,
+    only: Annotated[str, typer.Option("-k", help="Only claims whose name matches, as in pytest -k.")] = "",
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """Hold pairs to their claims."""
+    from suites.commands.check import check as work
+    from suites.commands.runs import begin
+
+    return answer(json, lambda desk: work(desk, begin(runs, profile), pairs or (), profile, require or (), only))
+
+
+@app.command()
+def bench(
+    part: Part,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Spec-Bench *.jsonl, or plain text with one prompt a line.")
+    ] = None,
+    num_prompts: Annotated[int, typer.Option(help="Prompts that are answered, from the first on.")] = 80,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 64,
+    num_draft_tokens: Annotated[int, typer.Option("--num-draft-tokens", "-K", help="Drafts a verify.")] = 3,
+    blocks: Annotated[int, typer.Option(help="Blocks of timed turns, each there and back.")] = 10,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; both when absent.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    big: Annotated[bool, typer.Option(help="Also time a random model of 100 M parameters.")] = True,
+    profile: Annotated[Profile, typer.Option(help="Of the claims that must hold first.")] = Profile.quick,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """Measure acceptance and tokens/s of the shipped pairs, once their claims hold."""
+    from suites.commands.bench import Options
+    from suites.commands.bench import bench as work
+    from suites.commands.runs import begin
+
+    parts = ("acceptance", "decode") if part is Part.all else (part.value,)
+
+    def asked() -> Options:
+        return Options(
+            prompts=prompts,
+            num_prompts=num_prompts,
+            num_tokens=num_tokens,
+            num_draft_tokens=num_draft_tokens,
+            blocks=blocks,
+            dtypes=tuple(dtype or ("float32", "bfloat16")),
+            device=device,
+            big=big,
+        )
+
+    return answer(json, lambda desk: work(desk, begin(runs, profile), parts, asked(), profile))
+
+
+@app.command()
+def report(
+    names: Annotated[list[str], typer.Argument(metavar="RUN..", help="Run ids, record files or folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = PAGE,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """One offline HTML page of what runs recorded."""
+    from suites.commands.runs import report as work
+
+    return answer(json, lambda desk: work(desk, names, out, runs))
+
+
+@app.command()
+def planted(
+    bug: Annotated[list[str] | None, typer.Option(help="Only this one; may be given several times.")] = None,
+    jobs: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """Plant every known bug and see whether its claim catches it: the score of the harness itself."""
+    from suites.commands.planted import score, select
+    from suites.commands.runs import begin
+
+    return answer(json, lambda desk: score(desk, begin(runs, "pinned"), select(bug or ()), jobs))
+
+
+@app.command()
+def doctor(require: Required = None, json: Json = False) -> int:
+    """This machine: GPU, driver, clocks, versions, what cannot run and why."""
+    from suites.commands.doctor import doctor as work
+
+    return answer(json, lambda desk: work(desk, require or ()))
+
+
+@zoo_app.command("show")
+def zoo_show(json: Json = False) -> int:
+    """Sizes and training facts of the shipped weights."""
+    from suites.commands.zoo import show
+
+    return answer(json, show)
+
+
+@zoo_app.command("train")
+def zoo_train(
+    out: Annotated[Path, typer.Option("--out", help="The folder to train into.")],
+    json: Json = False,
+) -> int:
+    """Train the shipped pair again, in about ten minutes on two cores."""
+    from suites.commands.zoo import train
+
+    return answer(json, lambda desk: train(desk, out))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of one command line."""
+    if not is_checkout(ROOT):
+        typer.echo(f"draftproof: {ROOT} is no checkout of draftproof; clone it, then pip install -e . there", err=True)
+        return 2
+    try:
+        return app(arguments, standalone_mode=False) or 0
+    except typer.Exit as done:
+        return done.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        return 3
+    except Exception as error:
+        if not hasattr(error, "show"):
+            raise
+        error.show()  # a usage error tells itself
+        return 2
+
+
+def is_checkout(root: Path) -> bool:
+    """Claims, weights and records live in the source tree, not in an installed copy."""
+    try:
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError):
+        return False
+    return project.get("project", {}).get("name") == "draftproof"
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run())

@@ -1,0 +1,219 @@
+"""`draftproof bench`: acceptance and tokens/s, recorded; never from a pair whose claims are red."""
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.checkpoints import open_checkpoint
+from harness.record import Recorder
+from harness.runner import Exit
+from reports.measured import APART
+from suites.benchmarks import acceptance, decode, made, separation
+from suites.benchmarks.prompts import Encoded, encode, read_prompts
+from suites.benchmarks.shipped import PROMPTS, ZOO, Located, shipped
+from suites.commands.check import gate
+from suites.commands.desk import Answer, Desk, UsageFault
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a bench is asked for."""
+
+    prompts: Path | None = None
+    """None: the held-out prompts of the zoo"""
+    num_prompts: int = 80
+    num_tokens: int = 64
+    num_draft_tokens: int = 3
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    num_sequences: int = 64
+    blocks: int = 10
+    timed_prompts: int = 4
+    timed_tokens: int = 48
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    device: str = "cpu"
+    big: bool = True
+    """also time the random model of 100 M parameters"""
+    zoo: Path = ZOO
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "num_draft_tokens", "blocks", "timed_prompts"):
+            if getattr(self, name) < 1:
+                raise UsageFault(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if min(self.num_tokens, self.timed_tokens) < 4:
+            raise UsageFault("an answer of fewer than 4 tokens holds no whole verify step")
+        if unknown := [name for name in self.dtypes if name not in DTYPES]:
+            raise UsageFault(f"dtype {unknown[0]!r} is none of {', '.join(DTYPES)}")
+
+
+def bench(desk: Desk, recorder: Recorder, parts: Iterable[str], options: Options, profile: str) -> Answer:
+    """Hold the claims, then measure; a red gate ends it with the gate's own code."""
+    pairs = shipped(options.zoo)
+    # a file that cannot be read is told before minutes of claims
+    texts = {pair.name: read(pair, options) for pair in pairs}
+    held = gate(desk, recorder, [name for pair in pairs for name in pair.pairs], profile)
+    if held.exit != Exit.PASSED:
+        desk.say("nothing was measured: numbers come only from a green gate")
+        return held
+    facts: dict[str, Any] = {"run": recorder.run_id, "records": str(recorder.path)}
+    if "acceptance" in parts:
+        facts["acceptance"], facts["separation"] = accept(desk, recorder, pairs, texts, options)
+    if "decode" in parts:
+        facts["decode"] = speeds(desk, recorder, pairs, texts, options)
+    desk.say(f"run {recorder.run_id}: {recorder.path}")
+    return Answer(verdict([one["errors"] for one in facts.get("separation", ())]), facts)
+
+
+def verdict(errors: Sequence[float]) -> Exit:
+    """Of the moved capture points: each must be told from the stated ones, and be worse."""
+    if any(error < -APART for error in errors):
+        return Exit.GATE_FAILED
+    return Exit.PASSED if all(error > APART for error in errors) else Exit.INCONCLUSIVE
+
+
+def read(pair: Located, options: Options) -> Encoded:
+    """The prompts that a pair is asked, as its own tokenizer reads them."""
+    file = options.prompts or options.zoo / PROMPTS
+    room = positions(pair) - max(options.num_tokens, options.timed_tokens) - options.num_draft_tokens - 1
+    return encode(read_prompts(file)[: options.num_prompts], file.name, pair.target, room)
+
+
+def positions(pair: Located) -> int:
+    """How many positions the target was made for."""
+    return int(open_checkpoint(pair.target).config["max_position_embeddings"])
+
+
+def accept(
+    desk: Desk, recorder: Recorder, pairs: Sequence[Located], texts: dict[str, Encoded], options: Options
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Acceptance on every shipped pair, and the separation of its capture points."""
+    found, apart = [], []
+    with desk.progress() as progress:
+        for pair in pairs:
+            prompts, speculation = texts[pair.name], pair.open(side="optimized", device=options.device)
+            if prompts.num_cut:
+                desk.say(f"{prompts.num_cut} of {len(prompts.rows)} prompts lost their beginning to fit {pair.name}")
+            for temperature in options.temperatures:
+                bar = progress.add_task(f"{pair.name} T={temperature:g}", total=len(prompts.rows))
+                answered = acceptance.answer(
+                    pair,
+                    speculation,
+                    prompts,
+                    num_tokens=options.num_tokens,
+                    num_draft_tokens=options.num_draft_tokens,
+                    temperature=temperature,
+                    advance=lambda count, bar=bar: progress.advance(bar, count),
+                )
+                recorder.append(*answered.accepts, *([answered.repeated] if answered.repeated else []))
+                found.append(answered.summary())
+            bar = progress.add_task(f"{pair.name} capture points", total=None)
+            samples, separations = separation.separate(pair, separation.sequences(pair, options.num_sequences))
+            recorder.append(*samples)
+            apart += [one.summary(pair.name) for one in separations]
+    show_acceptance(desk, found)
+    show_separation(desk, apart)
+    return found, apart
+
+
+def show_acceptance(desk: Desk, found: Sequence[dict[str, Any]]) -> None:
+    """One row a pair and temperature."""
+    rows = [
+        (
+            one["pair"],
+            "greedy" if not one["temperature"] else f"T={one['temperature']:g}",
+            f"{one['acceptance_length']:.2f}",
+            "{:.2f} to {:.2f}".format(*one["interval"]) if one["interval"] else "needs two prompts",
+            ", ".join(f"{rate:.2f}" for rate in one["rates"]),
+            one["prompts"],
+            one["steps"],
+            "" if one["repeated_4grams"] is None else f"{one['repeated_4grams']:.2f}",
+        )
+        for one in found
+    ]
+    head = ("pair", "sampling", "length", "95 % interval", "rates", "prompts", "steps", "repeated 4-grams")
+    desk.table(f"Acceptance, K={found[0]['num_draft_tokens']}", head, rows)
+
+
+def show_separation(desk: Desk, apart: Sequence[dict[str, Any]]) -> None:
+    """One row a shift."""
+    rows = [
+        (
+            one["pair"],
+            f"{one['shift']:+d} layer",
+            ", ".join(map(str, one["points"])),
+            f"{one['loss']:+.3f}",
+            f"{one['errors']:+.1f}",
+            one["sequences"],
+        )
+        for one in apart
+    ]
+    head = ("pair", "moved by", "capture points", "nats a token", "standard errors", "sequences")
+    desk.table("Capture points, against the stated ones", head, rows)
+
+
+def speeds(
+    desk: Desk, recorder: Recorder, pairs: Sequence[Located], texts: dict[str, Encoded], options: Options
+) -> list[dict[str, Any]]:
+    """Every shipped pair with real acceptance, then the random one with forced acceptance."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        races = [race_of(pair, texts[pair.name].first(options.timed_prompts).rows, options) for pair in pairs]
+        if options.big:
+            big = race_of(made.make(Path(folder)), made.prompts(1), options)
+            races.append(replace(big, is_forced=True))
+        for race in races:
+            rows = [timed(desk, recorder, replace(race, dtype=DTYPES[name])) for name in options.dtypes]
+            show_speeds(desk, rows)
+            found += rows
+    return found
+
+
+def race_of(pair: Located, rows: tuple[torch.Tensor, ...], options: Options) -> decode.Race:
+    """What the options say about timing."""
+    return decode.Race(
+        pair,
+        rows,
+        device=options.device,
+        num_tokens=options.timed_tokens,
+        num_draft_tokens=len(decode.FORCED),
+        blocks=options.blocks,
+    )
+
+
+def timed(desk: Desk, recorder: Recorder, race: decode.Race) -> dict[str, Any]:
+    """One race, recorded; its summary as plain values."""
+    dtype = str(race.dtype).removeprefix("torch.")
+    with desk.progress() as progress:
+        bar = progress.add_task(f"{race.pair.name} {dtype}", total=None)
+        raced = decode.run(race, lambda: progress.advance(bar))
+    recorder.append(*raced.samples)
+    return {
+        "pair": race.pair.name,
+        "dtype": dtype,
+        "acceptance": "forced" if race.is_forced else "real",
+        "tokens_per_s": {arm: round(speed, 2) for arm, speed in raced.speeds.items()},
+        "ratios": {name: [round(x, 3) for x in ratio[:3]] for name, ratio in raced.ratios.items()},
+        "verify_in_decode_steps": round(raced.verify_cost, 3),
+        "same_text_as_transformers": raced.same_text,
+    }
+
+
+def show_speeds(desk: Desk, found: Sequence[dict[str, Any]]) -> None:
+    """Real and forced acceptance have a table each."""
+    head = ("dtype", "arm", "tokens/s", f"to {decode.TRANSFORMERS}", "95 % interval", f"to {decode.PLAIN}")
+    rows = []
+    for one in found:
+        for arm, speed in one["tokens_per_s"].items():
+            ratio = one["ratios"].get(f"{arm} / {decode.TRANSFORMERS}")
+            own = one["ratios"].get(f"{arm} / {decode.PLAIN}")
+            told = (f"{ratio[0]:.2f} x", f"{ratio[1]:.2f} to {ratio[2]:.2f}") if ratio else ("1 x", "")
+            rows.append((one["dtype"], arm, f"{speed:.1f}", *told, f"{own[0]:.2f} x" if own else ""))
+    desk.table(f"{found[0]['pair']}: tokens/s, one sequence, {found[0]['acceptance']} acceptance", head, rows)
+    for one in found:
+        width, cost = len(decode.FORCED) + 1, one["verify_in_decode_steps"]
+        desk.say(f"{one['dtype']}: a verify of {width} rows costs {cost:.2f} decode steps")

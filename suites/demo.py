@@ -1,0 +1,53 @@
+"""`draftproof demo`: the main job on the shipped pairs, in minutes, without a network or a GPU.
+
+1  claims          the twin is held to the reference, the reference to transformers
+2  acceptance      greedy and at temperature 1, on held-out prompts; what moved capture points would cost
+3  tokens/s        against transformers' `generate`, in the same run
+4  planted bugs    a sample: does the harness notice?
+5  page            everything above as one HTML file
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.environment import ROOT
+from harness.record import Recorder
+from harness.runner import Exit
+from suites.commands import planted
+from suites.commands.bench import Options, bench
+from suites.commands.desk import Answer, Desk
+from suites.commands.runs import report
+
+PAGE = ROOT / "reports" / "out" / "index.html"
+PROFILE = "quick"
+SHORT = Options(num_prompts=40, blocks=6, timed_prompts=3, timed_tokens=32, dtypes=("float32",), big=False)
+NUM_BUGS = 6
+# the gravest first: a proven fault, then what left the question open, then what was never asked
+SEVERITY = (
+    Exit.GATE_FAILED,
+    Exit.MACHINE_FAILED,
+    Exit.INCONCLUSIVE,
+    Exit.NOTHING_SELECTED,
+    Exit.CAPABILITY_MISSING,
+    Exit.PASSED,
+)
+
+
+def demo(desk: Desk, recorder: Recorder, out: Path = PAGE, options: Options = SHORT) -> Answer:
+    """All of it; the exit code is that of the worst gate, and the page is written whatever it is."""
+    measured = bench(desk, recorder, ("acceptance", "decode"), options, PROFILE)
+    caught = planted.score(desk, recorder, sample(), jobs=2)
+    page = report(desk, [str(recorder.path)], out)
+    facts = {**measured.facts, "planted": dict(caught.facts), **page.facts}
+    return Answer(worst((measured.exit, caught.exit)), facts)
+
+
+def sample() -> list[planted.Bug]:
+    """A handful of the planted bugs, spread over the list."""
+    bugs = [bug for bug in planted.select() if not bug.harmless]
+    return bugs[:: max(1, len(bugs) // NUM_BUGS)][:NUM_BUGS]
+
+
+def worst(codes: Iterable[Exit]) -> Exit:
+    """The gravest of several exit codes."""
+    return min(codes, key=SEVERITY.index)
