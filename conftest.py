@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
             if run_id is None:
                 argv, profile = tuple(sys.argv), config.getoption("--profile")
                 recorder.append(Run(started="", argv=argv, profile=profile, environment=describe()))
-            config.option.run_id = recorder.run
+            config.option.run_id = recorder.run_id
 
 
 def pytest_configure_node(node: object) -> None:

@@ -13,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,9 @@ Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
 Required = Annotated[
     list[str] | None, typer.Option("--require", help="gpu or multi_gpu: exit 6 where this machine has none.")
 ]
+Zoo = Annotated[Path, typer.Option("--zoo", help="The folder of trained pairs.")]
 RUNS = ROOT / "runs"
+ZOO = ROOT / "suites" / "zoo"
 PAGE = ROOT / "reports" / "out" / "index.html"
 
 
@@ -79,7 +82,7 @@ def demo(
     from suites.demo import PROFILE
     from suites.demo import demo as work
 
-    return answer(json, lambda desk: work(desk, begin(runs, PROFILE), out))
+    return answer(json, lambda desk: work(desk, partial(begin, runs, PROFILE), out))
 
 
 @app.command("list")
@@ -103,7 +106,8 @@ def check(
     from suites.commands.check import check as work
     from suites.commands.runs import begin
 
-    return answer(json, lambda desk: work(desk, begin(runs, profile), pairs or (), profile, require or (), only))
+    start = partial(begin, runs, profile)
+    return answer(json, lambda desk: work(desk, start, pairs or (), profile, require or (), only))
 
 
 @app.command()
@@ -120,6 +124,7 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     big: Annotated[bool, typer.Option(help="Also time a random model of 100 M parameters.")] = True,
     profile: Annotated[Profile, typer.Option(help="Of the claims that must hold first.")] = Profile.quick,
+    zoo: Zoo = ZOO,
     runs: Runs = RUNS,
     json: Json = False,
 ) -> int:
@@ -140,9 +145,10 @@ def bench(
             dtypes=tuple(dtype or ("float32", "bfloat16")),
             device=device,
             big=big,
+            zoo=zoo,
         )
 
-    return answer(json, lambda desk: work(desk, begin(runs, profile), parts, asked(), profile))
+    return answer(json, lambda desk: work(desk, partial(begin, runs, profile), parts, asked(), profile))
 
 
 @app.command()
@@ -169,7 +175,7 @@ def planted(
     from suites.commands.planted import score, select
     from suites.commands.runs import begin
 
-    return answer(json, lambda desk: score(desk, begin(runs, "pinned"), select(bug or ()), jobs))
+    return answer(json, lambda desk: score(desk, partial(begin, runs, "pinned"), select(bug or ()), jobs))
 
 
 @app.command()
@@ -181,11 +187,11 @@ def doctor(require: Required = None, json: Json = False) -> int:
 
 
 @zoo_app.command("show")
-def zoo_show(json: Json = False) -> int:
+def zoo_show(zoo: Zoo = ZOO, json: Json = False) -> int:
     """Sizes and training facts of the shipped weights."""
     from suites.commands.zoo import show
 
-    return answer(json, show)
+    return answer(json, lambda desk: show(desk, zoo))
 
 
 @zoo_app.command("train")

@@ -79,7 +79,7 @@ class Side:
     """twin: "aten" or "triton"; None chooses by device"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OpenTarget:
     """A target ready to be called."""
 
@@ -91,6 +91,10 @@ class OpenTarget:
     """one reference module, or a twin a rank"""
     ranks: Ranks
     ledger: Ledger
+
+    def __repr__(self) -> str:
+        # a claim that fails prints what it was given: the ledger would bury the counterexample
+        return f"{type(self).__name__}({self.pair.name}, {self.checkpoint.path}, {self.side})"
 
     @property
     def module(self) -> Any:
@@ -124,7 +128,7 @@ class DraftFacts:
     own_head: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OpenDraft:
     """A draft ready to be called, joined to its target or alone."""
 
@@ -135,6 +139,10 @@ class OpenDraft:
     modules: tuple[Any, ...]
     ranks: Ranks
     ledger: Ledger
+
+    def __repr__(self) -> str:
+        # a claim that fails prints what it was given: the ledger would bury the counterexample
+        return f"{type(self).__name__}({self.pair.name}, {self.checkpoint.path}, {self.side})"
 
     @property
     def module(self) -> Any:

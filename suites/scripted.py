@@ -1,6 +1,6 @@
 """Drafts that are watched, and drafts that say what they are told.
 
-A loop has two inputs that a claim must hold in its hands: what the draft proposes, and what the draft is fed. The drafts
+A claim about a loop must hold two things in its hands: what the draft proposes, and what the draft is fed. The drafts
 here stand in a real draft's place on either side. They pass every call on to it, so its caches and its feedback are
 real; `WatchedDraft` only notes what goes in and out, `ScriptedDraft` proposes a known text with known errors, and
 `TableDraft` proposes by a table of the last token alone.
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
-from optimized.decoding import Engine
 from torch import Tensor
 
 from harness.acceptance import emitted
+from optimized.decoding import Engine
 from reference.drafts.eagle3 import DraftOutput
 from suites.catalog import open_speculation
 from suites.draws import EAGLE3, LLAMA, Drawn, folders, variant
@@ -284,9 +284,7 @@ class Heard(NamedTuple):
         return reading.logits[row, column], reading.feedback[row, column]
 
 
-def listen(
-    loop: Loop, side: str, steps: Sequence[int], num_draft_tokens: int, by: int = 1, **engine: int
-) -> Heard:
+def listen(loop: Loop, side: str, steps: Sequence[int], num_draft_tokens: int, by: int = 1, **engine: int) -> Heard:
     """Let step s of every sequence accept steps[s] drafts.
 
     by   what is added to a token to make it wrong

@@ -1,7 +1,7 @@
 """`draftproof bench`: acceptance and tokens/s, recorded; never from a pair whose claims are red."""
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -51,11 +51,12 @@ class Options:
             raise UsageFault(f"dtype {unknown[0]!r} is none of {', '.join(DTYPES)}")
 
 
-def bench(desk: Desk, recorder: Recorder, parts: Iterable[str], options: Options, profile: str) -> Answer:
+def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], options: Options, profile: str) -> Answer:
     """Hold the claims, then measure; a red gate ends it with the gate's own code."""
     pairs = shipped(options.zoo)
     # a file that cannot be read is told before minutes of claims
     texts = {pair.name: read(pair, options) for pair in pairs}
+    recorder = begin()
     held = gate(desk, recorder, [name for pair in pairs for name in pair.pairs], profile)
     if held.exit != Exit.PASSED:
         desk.say("nothing was measured: numbers come only from a green gate")

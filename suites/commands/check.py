@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,20 +23,22 @@ LOOK_S = 0.25
 
 def check(
     desk: Desk,
-    recorder: Recorder,
+    begin: Callable[[], Recorder],
     pairs: Sequence[str] = (),
     profile: str = "ci",
     required: Sequence[str] = (),
     keyword: str = "",
     root: Path = ROOT,
 ) -> Answer:
-    """Hold the pairs (none: everything) to their claims."""
+    """Hold the pairs (none: everything) to their claims; `begin` opens the record once the question makes sense."""
     if profile not in PROFILES:
         raise UsageFault(f"profile {profile!r} is none of {', '.join(PROFILES)}")
     hold_capabilities(required)
-    options = ["-m", "correctness", "--profile", profile, "--records", str(recorder.path.resolve())]
-    options += ["--run-id", recorder.run_id, *(f"--pair={name}" for name in expand(pairs))]
-    options += ["-k", keyword] if keyword else workers(profile)
+    chosen = [f"--pair={name}" for name in expand(pairs)]
+    recorder = begin()
+    # with "=": until it knows the project's options, pytest would take a value that stands alone for a path
+    options = ["-m", "correctness", f"--profile={profile}", f"--records={recorder.path.resolve()}"]
+    options += [f"--run-id={recorder.run_id}", *chosen, *(["-k", keyword] if keyword else workers(profile))]
     options += [f"--require={','.join(required)}"] if required else []
     outcome = watched(desk, recorder, options, HOURS[profile] * 3600, root)
     checks = [o for o in read(recorder.path) if isinstance(o, Check) and o.run == recorder.run_id]
@@ -136,4 +138,4 @@ def gate(desk: Desk, recorder: Recorder, pairs: Sequence[str], profile: str) -> 
     if {o.pair for o in held if o.status == "passed"} == set(names):
         bad = [o.claim for o in held if o.status in ("failed", "error")]
         return Answer(Exit.GATE_FAILED if bad else Exit.PASSED, {"run": recorder.run_id, "failures": bad})
-    return check(desk, recorder, names, profile)
+    return check(desk, lambda: recorder, names, profile)

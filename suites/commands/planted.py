@@ -6,7 +6,7 @@ then run many bugs; bugs of one claim stay in one process, which remembers what 
 
 import multiprocessing
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from harness.runner import Exit, Outcome, run
 from suites.commands.desk import Answer, Desk, NothingSelected, UsageFault
 from suites.planted import BUGS
 
-PINNED = ("--profile", "pinned")
+PINNED = ("--profile=pinned",)
 
 
 class Verdict(NamedTuple):
@@ -44,12 +44,13 @@ def select(names: Sequence[str] = ()) -> list[Bug]:
     return [known[name] for name in names] if names else list(known.values())
 
 
-def score(desk: Desk, recorder: Recorder, bugs: Sequence[Bug], jobs: int = 2) -> Answer:
+def score(desk: Desk, begin: Callable[[], Recorder], bugs: Sequence[Bug], jobs: int = 2) -> Answer:
     """Plant each bug and record who caught it; GATE_FAILED where one survives."""
     if not bugs:
         raise NothingSelected("no bug is selected")
     if jobs < 1:
         raise UsageFault(f"--jobs is {jobs}; at least 1 is needed")
+    recorder = begin()
     verdicts = list(judge_all(desk, bugs, jobs))
     by_name = {bug.name: bug for bug in bugs}
     for verdict in verdicts:

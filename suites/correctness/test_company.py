@@ -1,10 +1,9 @@
 """Claim: what a sequence says, and how many drafts it accepts, does not depend on its company.
 
-Born of SGLang #27846 (only the last sequence of a batch was read rightly) and #22958 (stale values in padded rows), vLLM
-#48892 (acceptance differs between batches of one and of eight), #39773 (indices left from the batch before) and gpt-fast,
-whose tensor parallel sums only the first row. Order, neighbours, padding, bucket and chunk size must change no token
-and no accepted count; neither may memory that nobody is allowed to read. Draws are keyed by the sequence's number, so
-the same holds at a temperature.
+Born of SGLang #27846 (only the last sequence of a batch was read rightly) and #22958 (stale values in padded rows), and
+of vLLM #48892 (acceptance differs between batches of one and of eight) and #39773 (indices left from the batch before).
+Order, neighbours, padding, bucket and chunk size must change no token and no accepted count; neither may memory that
+nobody is allowed to read. Draws are keyed by the sequence's number, so the same holds at a temperature.
 """
 
 from typing import Any
@@ -13,8 +12,8 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from optimized.decoding import Engine
 
+from optimized.decoding import Engine
 from reference.decoding import Generation
 from suites.draws import SEEDS
 from suites.opened import OpenSpeculation

@@ -8,6 +8,7 @@ Born of a slot mapping expanded over the batch and read with stride 1, and of ar
 the order of their blocks.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -24,6 +25,7 @@ from optimized.ops.launch import Triton
 from optimized.ops.slots import SlotError
 from optimized.ops.table import Ops, choose
 from optimized.ops.tiles import KeyTile, Tile
+from suites.interpreted import products_alike
 
 pytestmark = pytest.mark.correctness
 
@@ -68,6 +70,12 @@ every_form = pytest.mark.parametrize("case", CASES, ids=named)
 every_exact_form = pytest.mark.parametrize("case", EXACT_CASES, ids=named)
 rows = st.integers(1, 20)
 widths = st.integers(1, 96)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _products_alike() -> Iterator[None]:
+    with products_alike():
+        yield
 
 
 def generator(seed: int) -> torch.Generator:

@@ -1,9 +1,9 @@
 """Claim: a rejected token leaves no trace in anything that is proposed after it.
 
-Born of vLLM #14649 (keys of rejected drafts stayed in the draft's cache, 8 to 15 % of acceptance lost) and SGLang #34189
-(a cache silently corrupted by more than four drafts). Two generations that differ only in their wrong tokens must go
-on with the same bits, and after all rejections the draft must say what a draft says that reads the text once, from
-scratch.
+Born of vLLM #14649 (keys of rejected drafts stayed in the draft's cache, 8 to 15 % of acceptance lost) and of SGLang
+#34189 (a cache silently corrupted by more than four drafts). Two generations that differ only in their wrong tokens
+must go on with the same bits, and after all rejections the draft must say what a draft says that reads the text once,
+from scratch.
 """
 
 from typing import Any
