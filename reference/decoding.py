@@ -60,7 +60,7 @@ class Chain:
 
         tokens   [B, T]  padded on the right
         lengths  [B]
-        ->       root [B], logits [B, 1, Vd], feedback [B, 1, H]
+        ->       root [B], logits [B, 1, Vd] or [B, 0, V], feedback [B, 1, H] or [B, 0, H]  nothing when K is 0
         """
         self.lengths = lengths
         out = self.target(tokens, None, self.capture, self.target_cache)
@@ -73,7 +73,11 @@ class Chain:
         return root, _row(step.logits, last), _row(step.feedback, last)
 
     def choose(self, logits: Tensor) -> Tensor:
-        """The target's own token after the last one read: logits [B, 1, V] -> [B]"""
+        """The target's own token after the last one read.
+
+        logits  [B, 1, V]
+        ->      [B]
+        """
         if not self.temperature:
             return logits[:, 0].argmax(-1)
         u = uniform(self.seed, self.sequence, self.lengths[:, None], TARGET)
@@ -84,7 +88,7 @@ class Chain:
 
         logits    [B, 1, Vd]
         feedback  [B, 1, H]
-        ->        drafted [B, K], q [B, K, V] (empty when greedy)
+        ->        drafted [B, K], q [B, K, V] or [B, 0, Vd]  nothing when greedy
         """
         drafted: list[Tensor] = []
         chances: list[Tensor] = []
@@ -106,7 +110,7 @@ class Chain:
 
         root     [B]
         drafted  [B, K]
-        q        [B, K, V]
+        q        [B, K, V] or [B, 0, Vd]
         ->       target output, accepted [B], next [B]
         """
         tokens = torch.cat([root[:, None], drafted], 1)
@@ -174,7 +178,7 @@ def generate(
     accepted_log: list[list[int]] = [[] for _ in rows]
     done = [_ended(row, num_tokens, eos_token_id) for row in text]
     while not all(done):
-        drafted, q = chain.propose(logits, feedback) if num_draft_tokens else (tokens[:, :0], tokens[:, :0, None])
+        drafted, q = chain.propose(logits, feedback) if num_draft_tokens else (tokens[:, :0], logits)
         out, accepted, following = chain.verify(root, drafted, q)
         for b, run in enumerate(accepted.tolist()):
             if not done[b]:

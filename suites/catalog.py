@@ -10,19 +10,19 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import optimized.drafts.eagle3
-import optimized.targets.llama
 import torch
-from optimized.ops.table import choose
-from optimized.parallel import ShardError, SingleRank
 from torch import Tensor
 
+import optimized.drafts.eagle3
+import optimized.targets.llama
 import reference.drafts.eagle3
 import reference.targets.llama
 from harness import checkpoints, conventions
 from harness.checkpoints import Checkpoint, CheckpointError, Entry, Ledger, Plan, open_checkpoint, state_of
 from harness.conventions import LayerIds
 from harness.pairs import Pair, Speculation
+from optimized.ops.table import choose
+from optimized.parallel import ShardError, SingleRank
 from reference.config import ConfigError
 from reference.drafts.eagle3_keys import check_vocab_map
 from suites.opened import DraftFacts, OpenDraft, OpenSpeculation, OpenTarget, Ranks, Side

@@ -96,6 +96,10 @@ class OpenTarget:
         # a claim that fails prints what it was given: the ledger would bury the counterexample
         return f"{type(self).__name__}({self.pair.name}, {self.checkpoint.path}, {self.side})"
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # hypothesis and notebooks print a dataclass by its fields unless it has this
+        printer.text(repr(self))
+
     @property
     def module(self) -> Any:
         return self.modules[0]
@@ -143,6 +147,10 @@ class OpenDraft:
     def __repr__(self) -> str:
         # a claim that fails prints what it was given: the ledger would bury the counterexample
         return f"{type(self).__name__}({self.pair.name}, {self.checkpoint.path}, {self.side})"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        # hypothesis and notebooks print a dataclass by its fields unless it has this
+        printer.text(repr(self))
 
     @property
     def module(self) -> Any:

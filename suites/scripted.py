@@ -12,17 +12,20 @@ that it picked. A dictated draft therefore writes what it wants to say into the 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from harness.acceptance import emitted
+from harness.checkpoints import save_checkpoint
 from optimized.decoding import Engine
-from reference.drafts.eagle3 import DraftOutput
+from reference.outputs import DraftOutput
 from suites.catalog import open_speculation
-from suites.draws import EAGLE3, LLAMA, Drawn, folders, variant
+from suites.draws import EAGLE3, LLAMA, Drawn, eagle3_weights, folders, variant
 from suites.opened import OpenSpeculation
 
 SIDES = ("reference", "optimized")
@@ -261,6 +264,44 @@ def places_for(
                 places.append((row, begin + count))
             begin += count + 1
     return places
+
+
+def forget(folder: Path) -> dict[str, Tensor]:
+    """Make a target know its last token alone: nothing but the embedding enters its stream. Its tensors."""
+    file = folder / "model.safetensors"
+    silent = ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias")
+    tensors = {name: t * (not name.endswith(silent)) for name, t in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    return tensors
+
+
+def open_knowing(target: Drawn, words: Sequence[int], side: str, **engine: Any) -> OpenSpeculation:
+    """A forgetful target and a real draft that says what the target says, wherever one of its words serves.
+
+    The draft's layer sees its own position alone and hands the embedding of the token it reads to the target's head.
+    """
+    vocab, width = target.keys["vocab_size"], target.keys["hidden_size"]
+    heads = {"num_attention_heads": width // 8, "num_key_value_heads": width // 8, "head_dim": 8}
+    sight = {"layer_types": ["sliding_attention"], "sliding_window": 1}
+    draft = tiny_draft(target.seed + 1, vocab, draft_vocab_size=len(words), **heads, **sight)
+    tensors, copy = eagle3_weights(draft), torch.eye(width)
+    with folders(target) as (path, draft_path):
+        theirs = forget(path)
+        ids, layer = torch.tensor(words), "midlayer."
+        tensors |= {
+            "fc.weight": torch.zeros_like(tensors["fc.weight"]),
+            "embed_tokens.weight": theirs["model.embed_tokens.weight"],
+            f"{layer}input_layernorm.weight": torch.ones(width),
+            f"{layer}self_attn.v_proj.weight": torch.cat([copy, 0 * copy], 1),
+            f"{layer}self_attn.o_proj.weight": copy,
+            f"{layer}mlp.down_proj.weight": torch.zeros_like(tensors[f"{layer}mlp.down_proj.weight"]),
+            "norm.weight": theirs["model.norm.weight"],
+            "lm_head.weight": theirs["lm_head.weight"][ids],
+            "d2t": ids - torch.arange(len(words)),
+            "t2d": torch.zeros(vocab, dtype=torch.bool).index_fill_(0, ids, True),
+        }
+        save_checkpoint(draft_path, draft.keys, tensors)
+        return open_speculation(path, draft_path, side=side, dtype=torch.float64, **engine)
 
 
 class Heard(NamedTuple):

@@ -81,7 +81,8 @@ class Eagle3Config:
             raise ConfigError(f"eagle_config.later_norm is {self.later_norm!r}; known are {LATER_NORMS}")
         if self.tied_head and self.draft_vocab != self.vocab:
             raise ConfigError(
-                f"tie_word_embeddings is true: the draft's vocabulary {self.draft_vocab} must be the target's {self.vocab}"
+                f"tie_word_embeddings is true: the draft's vocabulary {self.draft_vocab} must be "
+                f"the target's {self.vocab}"
             )
 
     @property

@@ -7,6 +7,8 @@ A pair (x_i, x_{i + D/2}) turns by the angle position * f_i ("halves", as in Lla
     dynamic   theta' = theta * (factor * n / m - (factor - 1))^(D / (D - 2))   for n seen > m trained positions
     llama3    f_i / factor below the low frequency, f_i above the high one, a blend between
     yarn      interpolated below beta_slow turns, kept above beta_fast, a ramp between; cos and sin times m
+    proportional   f_i / factor for the first partial_rotary_factor of the pairs, 0 for the rest: they stand still,
+                   and a pair still spans half of the head (elsewhere a partial rope pairs up its own features)
 
 Sources: arXiv 2104.09864, 2306.15595 (linear), 2309.00071 (yarn); transformers `modeling_rope_utils.py`.
 Frequencies are float32, as transformers computes them, in every dtype of the model: they are facts of the
@@ -20,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn", "proportional")
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Rope:
     mscale_all_dim: float = 0.0
     attention_factor: float | None = None
     truncate: bool = True
+    pairs: int = 0
+    """pairs that turn, the first of them (proportional)"""
 
     @classmethod
     def from_hf(cls, config: dict[str, Any], head_dim: int) -> "Rope":
@@ -58,11 +62,11 @@ class Rope:
         }
         if facts["theta"] <= 1:
             raise ValueError(f"rope_theta is {facts['theta']}; a base above 1 is expected")
-        if kind not in ("default", "linear") and not facts["original_length"]:
+        if kind in ("dynamic", "llama3", "yarn") and not facts["original_length"]:
             raise ValueError(
                 f"rope_type {kind!r} needs 'original_max_position_embeddings' or 'max_position_embeddings'"
             )
-        names = {f for f in cls.__dataclass_fields__ if f not in ("dim", "kind", *facts)}
+        names = {f for f in cls.__dataclass_fields__ if f not in ("dim", "kind", "pairs", *facts)}
         unknown = sorted(set(given) - names)
         if unknown:
             raise ValueError(
@@ -75,6 +79,8 @@ class Rope:
         dim = int(head_dim * partial)
         if dim > head_dim or dim < 2 or dim % 2 or (kind == "dynamic" and dim == 2):
             raise ValueError(f"rope turns {dim} of {head_dim} features of a head; an even part of them is expected")
+        if kind == "proportional":
+            return cls(dim=head_dim, kind=kind, pairs=dim // 2, truncate=truncate, **facts, **numbers)
         return cls(dim=dim, kind=kind, truncate=truncate, **facts, **numbers)
 
     @property
@@ -96,6 +102,8 @@ class Rope:
         plain = _frequencies(self.theta, self.dim)
         if self.kind == "linear":
             return plain / self.factor
+        if self.kind == "proportional":
+            return torch.cat([plain[: self.pairs], plain.new_zeros(self.dim // 2 - self.pairs)]) / self.factor
         if self.kind == "dynamic" and seen > self.original_length:
             stretch = self.factor * seen / self.original_length - (self.factor - 1)
             return _frequencies(self.theta * stretch ** (self.dim / (self.dim - 2)), self.dim)

@@ -54,6 +54,8 @@ class Race:
     num_draft_tokens: int = 3
     blocks: int = 10
     is_forced: bool = False
+    warm_up_s: float = WARM_UP_S
+    """of each arm, at most"""
 
     @property
     def num_slots(self) -> int:
@@ -181,7 +183,7 @@ def run(race: Race, advance: Callable[[], object] = lambda: None) -> Raced:
 
     turns = {arm: partial(turn, arm) for arm in answers}
     with Telemetry() as telemetry:
-        timed = timing.interleave(turns, race.blocks, 1, race.device, AGREE, WARM_UP_S, timing.own_seconds)
+        timed = timing.interleave(turns, race.blocks, 1, race.device, AGREE, race.warm_up_s, timing.own_seconds)
     cases = {arm: _case(race, arm, form_of(speculation)) for arm in answers}
     samples = []
     for arm, visits in timed.visits.items():

@@ -15,7 +15,7 @@ from reports.measured import APART
 from suites.benchmarks import acceptance, decode, made, separation
 from suites.benchmarks.prompts import Encoded, encode, read_prompts
 from suites.benchmarks.shipped import PROMPTS, ZOO, Located, shipped
-from suites.commands.check import gate
+from suites.commands.check import gate, hold_capabilities
 from suites.commands.desk import Answer, Desk, UsageFault
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,10 +49,13 @@ class Options:
             raise UsageFault("an answer of fewer than 4 tokens holds no whole verify step")
         if unknown := [name for name in self.dtypes if name not in DTYPES]:
             raise UsageFault(f"dtype {unknown[0]!r} is none of {', '.join(DTYPES)}")
+        if self.device not in ("cpu", "cuda"):
+            raise UsageFault(f"device {self.device!r} is neither cpu nor cuda")
 
 
 def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], options: Options, profile: str) -> Answer:
     """Hold the claims, then measure; a red gate ends it with the gate's own code."""
+    hold_capabilities(("gpu",) if options.device == "cuda" else ())
     pairs = shipped(options.zoo)
     # a file that cannot be read is told before minutes of claims
     texts = {pair.name: read(pair, options) for pair in pairs}

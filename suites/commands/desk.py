@@ -26,6 +26,7 @@ FAULTS = {
     "RecordError": Exit.USAGE,
     "PromptError": Exit.USAGE,
     "UsageFault": Exit.USAGE,
+    "ChangedText": Exit.GATE_FAILED,
     "NothingSelected": Exit.NOTHING_SELECTED,
     "MissingCapability": Exit.CAPABILITY_MISSING,
     "OSError": Exit.MACHINE_FAILED,
@@ -68,9 +69,10 @@ class Desk:
 
     def table(self, title: str, head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         """A table for people."""
-        table = Table(title=title, title_justify="left")
+        # as Text: brackets in a name are no markup
+        table = Table(title=Text(title), title_justify="left")
         for name in head:
-            table.add_column(name, overflow="fold")
+            table.add_column(Text(name), overflow="fold")
         for row in rows:
             table.add_row(*(Text(str(value)) for value in row))
         self.out.print(table)

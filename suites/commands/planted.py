@@ -15,7 +15,6 @@ from harness.planting import Bug, planted
 from harness.record import Planted, Recorder
 from harness.runner import Exit, Outcome, run
 from suites.commands.desk import Answer, Desk, NothingSelected, UsageFault
-from suites.planted import BUGS
 
 PINNED = ("--profile=pinned",)
 
@@ -37,6 +36,8 @@ class Verdict(NamedTuple):
 
 def select(names: Sequence[str] = ()) -> list[Bug]:
     """The bugs of these names, all when there are none."""
+    from suites.planted import BUGS
+
     known = {bug.name: bug for bug in BUGS}
     unknown = [name for name in names if name not in known]
     if unknown:

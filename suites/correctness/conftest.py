@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from suites.catalog import OpenTarget, open_target
-from suites.draws import PINNED_TARGET, write_target
+from suites.draws import PINNED_DRAFT, PINNED_TARGET, write_draft, write_target
 
 
 @pytest.fixture(scope="session")
 def target_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pinned target on disk; whoever wants to damage it takes a copy."""
     return write_target(PINNED_TARGET, tmp_path_factory.mktemp("pinned") / "target")
+
+
+@pytest.fixture(scope="session")
+def draft_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pinned draft on disk."""
+    return write_draft(PINNED_DRAFT, tmp_path_factory.mktemp("pinned") / "draft")
 
 
 @pytest.fixture(scope="module")

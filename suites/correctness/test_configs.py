@@ -159,7 +159,8 @@ def test_an_unknown_key_is_refused_and_named(name: str) -> None:
 
 def test_every_fact_of_a_config_can_be_written() -> None:
     plain = {**LLAMA, "attention_bias": False, "mlp_bias": False}
-    known = {LlamaConfig: [plain, RICH_LLAMA], Eagle3Config: [EAGLE3, RICH_EAGLE3, SPECULATORS, TIED_DRAFT]}
+    thin = {**RICH_EAGLE3, "rms_norm_eps": 1e-4}
+    known = {LlamaConfig: [plain, RICH_LLAMA], Eagle3Config: [EAGLE3, RICH_EAGLE3, thin, SPECULATORS, TIED_DRAFT]}
 
     for page, configs in known.items():
         read = [page.from_hf(config) for config in configs]
@@ -186,11 +187,18 @@ TIED_DRAFT = {
         ({"norm_output": False}, "feedback", True, False),
         ({"eagle_config": {"feedback_normed": True}}, None, True, True),
         ({"eagle_config": {"norm_before_head": False}}, None, False, False),
-        ({"norm_output": True, "eagle_config": {"norm_before_head": False, "feedback_normed": False}}, None, False, False),
+        (
+            {"norm_output": True, "eagle_config": {"norm_before_head": False, "feedback_normed": False}},
+            None,
+            False,
+            False,
+        ),
         ({"norm_output": True, "eagle_config": {"norm_before_head": False}}, "feedback", False, True),
     ],
 )
-def test_norm_output_stands_for_two_facts(stated: dict[str, Any], meaning: str | None, head: bool, feedback: bool) -> None:
+def test_norm_output_stands_for_two_facts(
+    stated: dict[str, Any], meaning: str | None, head: bool, feedback: bool
+) -> None:
     facts = Eagle3Config.from_hf(variant(**stated).keys, norm_output=meaning)
 
     assert (facts.norm_before_head, facts.feedback_normed) == (head, feedback)

@@ -1,8 +1,8 @@
 """Claim: a capture point has two spellings and one meaning, and no third reading is ever guessed.
 
-Born of SGLang #25454: +1 was applied to ids that already named what enters a layer; kimi-k2.5-eagle3-mla lost 0.10 tokens
-of acceptance length and nothing raised. Its repair looks at the first id, another engine at the largest; vLLM sorts
-the ids and drops doubles, so that `fc` reads the right states in the wrong columns.
+Born of SGLang #25454: +1 was applied to ids that already named what enters a layer; kimi-k2.5-eagle3-mla lost 0.10
+tokens of acceptance length and nothing raised. Its repair looks at the first id, another engine at the largest; vLLM
+sorts the ids and drops doubles, so that `fc` reads the right states in the wrong columns.
 """
 
 from typing import Any
@@ -80,9 +80,7 @@ def test_unsorted_ids_permute_the_columns_of_fc(wide_target: OpenTarget, order: 
     columns = tensors["fc.weight"].unflatten(1, (3, -1))
     moved = spelled([points[i] for i in order], "after_layer")
 
-    permuted = stand_as(
-        moved.keys, {**tensors, "fc.weight": columns[:, order].flatten(1).contiguous()}, wide_target
-    )
+    permuted = stand_as(moved.keys, {**tensors, "fc.weight": columns[:, order].flatten(1).contiguous()}, wide_target)
 
     assert permuted.capture_points == tuple(points[i] for i in order)
     width = columns[0].numel()

@@ -7,6 +7,8 @@ position takes the place of an earlier one; when the draft is asked for its firs
 that stand must be the truth, which one forward pass over the finished text gives.
 """
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import example, given
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from harness.acceptance import count, emitted
 from harness.compare import bit_equal, hold
-from suites.scripted import SIDES, Loop, Reading, listen, loops, script, tiny_draft, tiny_target, written
+from suites.draws import SEEDS
+from suites.scripted import SIDES, Loop, Reading, listen, loops, open_knowing, script, tiny_draft, tiny_target, written
 
 pytestmark = [pytest.mark.correctness, pytest.mark.pair("llama-eagle3")]
 
@@ -95,3 +98,35 @@ def test_an_oracle_draft_advances_by_all_drafts_and_one(
     assert [len(row) for row in said.accepted] == [num_steps] * len(loop.lengths)
     # nothing was asked twice and nothing was left out
     assert len(draft.proposals) == num_steps * num_draft_tokens
+
+
+def leading(text: list[int], words: list[int], num_draft_tokens: int) -> list[int]:
+    """Accepted counts of a draft that is right wherever it has the word; `text` begins after the prompt's own token."""
+    counts, place = [], 0
+    while place < len(text):
+        run = list(itertools.takewhile(words.__contains__, text[place : place + num_draft_tokens]))
+        counts.append(len(run))
+        place += emitted(len(run))
+    return counts
+
+
+@pytest.mark.parametrize("side", SIDES)
+@given(seed=SEEDS, missing=st.integers(0, 6), num_draft_tokens=st.sampled_from([1, 3, 5]))
+@example(seed=7, missing=0, num_draft_tokens=3)
+@example(seed=7, missing=6, num_draft_tokens=5)
+@example(seed=2, missing=4, num_draft_tokens=3)
+def test_a_draft_that_knows_the_target_is_right_wherever_it_has_the_word(
+    side: str, seed: int, missing: int, num_draft_tokens: int
+) -> None:
+    vocab, num_tokens = 29, 16
+    words = torch.randperm(vocab, generator=torch.Generator().manual_seed(seed))[missing:].sort().values.tolist()
+    speculation = open_knowing(tiny_target(seed, vocab), words, side)
+    prompts = PINNED.prompts
+    # a step that passes the end counts drafts that nobody sees
+    text = speculation.generate(prompts, num_tokens + num_draft_tokens, 0).tokens
+
+    said = speculation.generate(prompts, num_tokens, num_draft_tokens)
+
+    bit_equal("tokens", said.tokens, text[:, :num_tokens])
+    for row, counts in zip(text[:, 1:].tolist(), said.accepted, strict=True):
+        assert counts == leading(row, words, num_draft_tokens)[: len(counts)]

@@ -9,7 +9,6 @@ the target avoids.
 """
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor
 
@@ -30,7 +28,7 @@ from reference.ops import sampling
 from suites.catalog import open_speculation
 from suites.draws import SEEDS, folders
 from suites.opened import OpenSpeculation
-from suites.scripted import SIDES, Loop, TableDraft, seat, tiny_draft, tiny_target
+from suites.scripted import SIDES, Loop, TableDraft, forget, seat, tiny_draft, tiny_target
 
 pytestmark = [pytest.mark.correctness, pytest.mark.pair("llama-eagle3")]
 
@@ -231,17 +229,10 @@ BATCH = 4000
 
 
 def open_forgetful(side: str) -> OpenSpeculation:
-    """The pinned pair with a target that knows its last token alone: nothing but the embedding enters its stream."""
+    """The pinned pair; its target knows its last token alone."""
     with folders(PINNED.target, PINNED.draft) as (target, draft):
-        forget(target / "model.safetensors")
+        forget(target)
         return open_speculation(target, draft, side=side, dtype=torch.float64)
-
-
-def forget(file: Path) -> None:
-    """Silence what attention and MLP add."""
-    tensors = load_file(file)
-    silent = ("self_attn.o_proj.weight", "self_attn.o_proj.bias", "mlp.down_proj.weight", "mlp.down_proj.bias")
-    save_file({name: t * (not name.endswith(silent)) for name, t in tensors.items()}, file, {"format": "pt"})
 
 
 def next_table(speculation: OpenSpeculation) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.compare import bit_equal, hold
 from reference.outputs import TargetOutput
-from suites.catalog import OpenDraft, OpenTarget, open_draft, open_target
+from suites.catalog import OpenDraft, open_draft, open_target
 from suites.draws import (
     EVERY_FLAG,
     PINNED_DRAFT,
@@ -33,8 +33,8 @@ from suites.scripted import Loop, tiny_draft, tiny_target
 pytestmark = pytest.mark.correctness
 
 STEPS = 3
-DEVICES = ("cuda", "cpu")[not torch.cuda.is_available() :]
-"""the first of them runs the Triton form: compiled where there is a GPU, interpreted elsewhere"""
+# compiled where there is a GPU, interpreted elsewhere
+FORMS = (("aten", "cpu"), ("triton", "cuda" if torch.cuda.is_available() else "cpu"))
 
 every_form = pytest.mark.parametrize(
     ("device", "dtype"),
@@ -84,10 +84,9 @@ def truth(opened: Any) -> Any:
 @given(drawn=llama_targets(), batch=st.integers(1, 3), width=st.integers(1, 40))
 @example(drawn=PINNED_TARGET, batch=2, width=70)
 @example(drawn=variant(PINNED_TARGET.keys, 3, tie_word_embeddings=True, vocab_size=130), batch=1, width=1)
-def test_the_target_is_the_reference(
-    device: str, dtype: torch.dtype, drawn: Drawn, batch: int, width: int
-) -> None:
-    tokens, capture = random_tokens(drawn.keys["vocab_size"], batch, width, drawn.seed), _points(drawn)
+def test_the_target_is_the_reference(device: str, dtype: torch.dtype, drawn: Drawn, batch: int, width: int) -> None:
+    tokens = random_tokens(drawn.keys["vocab_size"], batch, width, drawn.seed)
+    capture = range(drawn.keys["num_hidden_layers"] + 1)
     with folders(drawn) as (path, _):
         reference = truth(open_target(path, dtype=dtype))
         twin = open_target(path, side="optimized", dtype=dtype, device=device)
@@ -99,10 +98,6 @@ def test_the_target_is_the_reference(
         hold(f"capture point {c}", out.aux[:, :, c], want.aux[:, :, c], **size)
     hold("hidden", out.hidden, want.hidden, **size)
     hold("logits", out.logits, want.logits, **size)
-
-
-def _points(drawn: Drawn) -> range:
-    return range(drawn.keys["num_hidden_layers"] + 1)
 
 
 class Drafts(NamedTuple):
@@ -118,19 +113,15 @@ class Drafts(NamedTuple):
 def both_drafts(couple: Couple, dtype: torch.dtype, device: str, width: int) -> Drafts:
     """Open a couple on both sides and let the reference's target read a text."""
     tokens = random_tokens(couple.target.keys["vocab_size"], 1, width + STEPS, couple.draft.seed)
-    with folders(couple.target, couple.draft, couple.own_embedding) as paths:
-        target = open_target(paths[0], dtype=dtype)
-        reference = open_draft(paths[1], target, dtype=dtype)
-        side = {"side": "optimized", "dtype": dtype, "device": device}
-        twin = open_draft(paths[1], open_target(paths[0], **side), **side)
-    truth(target), truth(reference)
-    # rounded to the dtype, so that the draft alone is judged
-    known = target(tokens, capture=reference.capture_points)
-    return Drafts(reference, twin, tokens, known._replace(**{n: _rounded(known, n, dtype) for n in ("aux", "hidden")}))
-
-
-def _rounded(out: TargetOutput, name: str, dtype: torch.dtype) -> Tensor:
-    return getattr(out, name).to(dtype).double()
+    side = {"side": "optimized", "dtype": dtype, "device": device}
+    with folders(couple.target, couple.draft, couple.own_embedding) as (path, draft_path):
+        target = open_target(path, dtype=dtype)
+        reference = open_draft(draft_path, target, dtype=dtype)
+        twin = open_draft(draft_path, open_target(path, **side), **side)
+    known = truth(target)(tokens, capture=reference.capture_points)
+    # rounded to the dtype: both drafts read the same numbers, and the draft alone is judged
+    rounded = TargetOutput(*(x.to(dtype).double() for x in known))
+    return Drafts(truth(reference), twin, tokens, rounded)
 
 
 def unrolled(drafts: Drafts) -> tuple[Tensor, list[Tensor]]:
@@ -143,29 +134,67 @@ def unrolled(drafts: Drafts) -> tuple[Tensor, list[Tensor]]:
 
 
 @torch.no_grad()
-def served(drafts: Drafts, width: int) -> list[tuple[Tensor, Tensor]]:
-    """The twin's steps as an engine takes them, logits [T, Vd] and feedback [T, H] of each.
+def served(drafts: Drafts, width: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """What the twin's first step reads [T, T, H], and its steps as an engine takes them: logits [T, Vd], feedback [T, H].
 
     Every position of the text is a sequence of its own, which has read up to there and goes on from its own feedback.
     """
-    module, tokens = drafts.twin.module, drafts.tokens[0].to(drafts.twin.side.device)
-    known = drafts.known._replace(**{n: _placed(drafts, n, width) for n in ("aux", "hidden")})
-    column = torch.arange(width, device=tokens.device)
+    module, side = drafts.twin.module, drafts.twin.side
+    # one copy of the text for every sequence
+    copies = [x[:, :width].to(side.device, side.dtype).repeat(width, *[1] * (x.dim() - 1)) for x in drafts.known]
+    hidden, tokens = module.read(TargetOutput(*copies)), drafts.tokens[0].to(side.device)
+    column = torch.arange(width, device=side.device)
     positions = torch.where(column <= column[:, None], column, -1)  # [T, T]
     cache = module.new_cache(width, width + STEPS)
-    step = module(tokens[1 : width + 1].expand(width, -1), module.read(known), positions, cache)
-    logits, feedback = step.logits[column, column], step.feedback[column, column]
-    steps = [(logits, feedback)]
+    step = module(tokens[1 : width + 1].expand(width, -1), hidden, positions, cache)
+    steps = [(step.logits[column, column], step.feedback[column, column])]
     for k in range(1, STEPS):
-        step = module((tokens[k + 1 :][:width])[:, None], feedback[:, None], (column + k)[:, None], cache)
-        logits, feedback = step.logits[:, 0], step.feedback[:, 0]
-        steps.append((logits, feedback))
-    return steps
+        following, feedback = tokens[k + 1 :][:width, None], steps[-1][1][:, None]
+        step = module(following, feedback, (column + k)[:, None], cache)
+        steps.append((step.logits[:, 0], step.feedback[:, 0]))
+    return hidden, steps
 
 
-def _placed(drafts: Drafts, name: str, width: int) -> Tensor:
-    """One of the target's states for every sequence of `served`."""
-    x, side = getattr(drafts.known, name), drafts.twin.side
-    return x[:, :width].to(side.device, side.dtype).expand(width, *x.shape[2:-1], -1, -1).contiguous() if (
-        x.dim() == 3
-    ) else x[:, :width].to(side.device, side.dtype).expand(width, -1, -1, -1).contiguous()
+@every_form
+@pytest.mark.pair("eagle3")
+@given(couple=couples(), width=st.integers(1, 8))
+@example(couple=PLAIN, width=6)
+@example(couple=ALL, width=9)
+@example(couple=QWEN3, width=3)
+@example(couple=NO_AUX, width=3)
+@example(couple=TWO_LAYERS, width=3)
+def test_the_draft_serves_what_the_reference_unrolls(
+    device: str, dtype: torch.dtype, couple: Couple, width: int
+) -> None:
+    drafts = both_drafts(couple, dtype, device, width)
+    c = drafts.twin.facts.config
+
+    read, steps = served(drafts, width)
+
+    want = drafts.reference.module.read(drafts.known)[:, :width]
+    hold("fuse", read[-1:], want, dtype=dtype, depth=1, width=c.aux_states * c.aux_width)
+    want_logits, want_feedback = unrolled(drafts)
+    for k, (logits, feedback) in enumerate(steps):
+        size = {"dtype": dtype, "depth": 1 + (k + 1) * c.layers, "width": 2 * c.hidden}
+        hold(f"logits of step {k + 1}", logits, want_logits[k, 0, :width], **size)
+        hold(f"feedback of step {k + 1}", feedback, want_feedback[k][0, :width], **size)
+
+
+@pytest.mark.pair("llama-eagle3")
+def test_a_whole_cycle_in_triton_is_the_cycle_in_aten() -> None:
+    loop = Loop(
+        tiny_target(7, num_hidden_layers=2),
+        tiny_draft(8, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 0]}),
+        (3, 1),
+    )
+    aten, triton = (loop.open("optimized", torch.float32, form=form, device=device) for form, device in FORMS)
+
+    want, got = (speculation.generate(loop.prompts, 3, 2) for speculation in (aten, triton))
+
+    assert got.accepted == want.accepted
+    bit_equal("tokens", got.tokens, want.tokens)
+    size = {"depth": aten.target.num_layers, "width": 2 * aten.target.config.hidden}
+    a, b = (speculation.engines[0].session.state for speculation in (aten, triton))
+    bit_equal("drafted", b.drafted.cpu(), a.drafted)
+    for name in ("hidden", "aux"):
+        hold(name, getattr(b, name), getattr(a, name), **size)

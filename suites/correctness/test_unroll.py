@@ -1,7 +1,7 @@
 """Claim: what a draft is trained on is what it meets when it serves, at draft steps 1, 2 and 3.
 
 Born of SafeAILab/EAGLE, which trains with positions and masks of its own and serves with a cache: the fed-back state
-(vLLM #42764), the step's position and the keys a step may see show from the second step on, where a first-step test is green.
+(vLLM #42764), the step's position and the keys a step may see show from the second step on; a first-step test is green.
 """
 
 import pytest
@@ -40,9 +40,7 @@ def serve(draft: OpenDraft, tokens: Tensor, hidden: Tensor, column: int) -> Tens
     steps = [logits[:, -1]]
     for k in range(1, min(STEPS, width - 1 - column)):
         at = column + k
-        logits, feedback = module(
-            tokens[:, at + 1 : at + 2], feedback[:, -1:], torch.full((batch, 1), at), cache
-        )
+        logits, feedback = module(tokens[:, at + 1 : at + 2], feedback[:, -1:], torch.full((batch, 1), at), cache)
         steps.append(logits[:, -1])
     return torch.stack(steps)
 

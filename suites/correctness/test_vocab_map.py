@@ -1,6 +1,6 @@
 """Claim: a draft of a reduced vocabulary proposes target tokens, and only those it has ids for.
 
-Born of NeMo Automodel #2447 (`d2t` missing: the first Vd tokens were proposed for whatever was meant) and verl-SpeCo #67
+Born of NeMo Automodel #2447 (`d2t` missing: the first Vd tokens stood for whatever was meant) and verl-SpeCo #67
 (absolute ids where offsets are expected). Every id stays in range, so nothing raises: drafts are just never right.
 """
 
@@ -13,8 +13,17 @@ from torch import Tensor
 from harness.compare import bit_equal, hold
 from reference.decoding import Chain
 from suites.catalog import OpenDraft, OpenTarget
-from suites.draws import EAGLE3, EVERY_FLAG, PINNED_DRAFT, PINNED_TARGET, Drawn, eagle3_drafts, eagle3_weights
-from suites.draws import random_tokens, variant
+from suites.draws import (
+    EAGLE3,
+    EVERY_FLAG,
+    PINNED_DRAFT,
+    PINNED_TARGET,
+    Drawn,
+    eagle3_drafts,
+    eagle3_weights,
+    random_tokens,
+    variant,
+)
 from suites.stand import stand, stand_as
 
 pytestmark = [pytest.mark.correctness, pytest.mark.pair("eagle3")]

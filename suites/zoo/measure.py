@@ -20,6 +20,9 @@ from suites.zoo.held_out import read_jsonl
 NUM_SEQUENCES, SEQUENCE = 64, 96
 """sequences of a shift and tokens of each"""
 
+CASES = ((0.0, 32), (0.0, 64), (0.0, 128), (1.0, 64), (1.0, 128))
+"""temperature and tokens; greedy text falls into loops as it grows, so one length would not tell"""
+
 
 def repeated_share(texts: Sequence[Sequence[int]], size: int = 4) -> float:
     """Share of `size`-grams that stood earlier in the same text."""
@@ -56,6 +59,7 @@ def measure_acceptance(
         raise ValueError(f"{num_tokens} tokens are too few for one whole verify step")
     return {
         "temperature": temperature,
+        "num_tokens": num_tokens,
         "acceptance_length": round(acceptance.length, 4),
         "standard_error": round(standard_error(acceptance), 4),
         "rates": [round(rate or 0.0, 4) for rate in acceptance.unconditional],
@@ -93,8 +97,8 @@ def measure_shift(speculation: OpenSpeculation, tokens: Tensor, shift: int) -> d
     }
 
 
-def measure(out: Path, num_tokens: int = 64, num_draft_tokens: int = 3) -> dict[str, Any]:
-    """The pair under `out` on its own held-out text: greedy, at temperature 1, and with both shifts."""
+def measure(out: Path, num_draft_tokens: int = 3) -> dict[str, Any]:
+    """The pair under `out` on its own held-out text: every one of CASES, and both shifts."""
     speculation = open_speculation(out / "llama", out / "llama-eagle3", side="reference")
     tokenizer = Tokenizer.from_file(str(out / "llama" / "tokenizer.json"))
     prompts = [torch.tensor(tokenizer.encode(row["turns"][0]).ids) for row in read_jsonl(out / "prompts.jsonl")]
@@ -102,9 +106,9 @@ def measure(out: Path, num_tokens: int = 64, num_draft_tokens: int = 3) -> dict[
     sequences = torch.tensor([tokenizer.encode(text).ids[:SEQUENCE] for text in texts])
     return {
         "prompts": len(prompts),
-        "num_tokens": num_tokens,
         "num_draft_tokens": num_draft_tokens,
-        "cases": [measure_acceptance(speculation, prompts, num_tokens, num_draft_tokens, t) for t in (0.0, 1.0)],
+        "seed": 0,
+        "cases": [measure_acceptance(speculation, prompts, n, num_draft_tokens, t) for t, n in CASES],
         "sequences": len(sequences),
         "shifts": [measure_shift(speculation, sequences, shift) for shift in (-1, 1)],
     }
