@@ -133,7 +133,8 @@ def bit_equal(name: str, got: Tensor, want: Tensor) -> None:
         raise Mismatch(f"{name}: dtype {got.dtype}, wanted {want.dtype}")
     if got.shape != want.shape:
         raise Mismatch(f"{name}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}")
-    a, b = (x.detach().cpu().contiguous().reshape(-1) for x in (got, want))
+    # cloned: one element counts as contiguous whatever its stride, and only a stride of one can be viewed as bytes
+    a, b = (x.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1) for x in (got, want))
     size = got.element_size()
     differ = (a.view(torch.uint8) != b.view(torch.uint8)).view(-1, size).any(-1).nonzero().flatten()
     if differ.numel():

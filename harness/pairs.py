@@ -15,8 +15,8 @@ class Pair:
     """target or draft"""
     page: ModuleType
     """reference: `CHECKPOINT_NAMES`, `TP_PLAN`, the config class and the model class"""
-    twin: ModuleType
-    """optimized: a model class of the same name"""
+    twin: ModuleType | None
+    """optimized: a model class of the same name; None while there is only the page"""
     config: str
     """name of the frozen config class"""
     model: str

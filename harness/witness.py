@@ -67,6 +67,15 @@ def build(config: Mapping[str, Any]) -> Any:
     return _eager_experts(model).eval()
 
 
+def preprocess(settings: Mapping[str, Any], pictures: Sequence[Any]) -> Tensor:
+    """`pixel_values` of pictures by the processor of a `preprocessor_config.json`, in its form without torchvision.
+
+    ->  [I, C, Y, X]
+    """
+    processor = getattr(transformers, f"{settings['image_processor_type']}Pil")(**settings)
+    return processor(list(pictures), return_tensors="pt")["pixel_values"]
+
+
 def _model_class(config: Any) -> Any:
     for name in config.architectures or ():
         if (found := getattr(transformers, name, None)) is not None:
@@ -90,6 +99,8 @@ def randomize(model: nn.Module, seed: int, spread: float = 0.2) -> None:
     """Fill every parameter and stored buffer in place.
 
     Matrices keep the size of what they read; vectors (norms, biases, scales) move off the value they start from.
+    Attention that does not scale its scores keeps that scale in the norm of its queries, as trained weights do:
+    else scores grow with the head's width, and softmax, all but a maximum, multiplies every rounding.
     """
     generator = torch.Generator().manual_seed(seed)
     seen: set[int] = set()
@@ -104,6 +115,9 @@ def randomize(model: nn.Module, seed: int, spread: float = 0.2) -> None:
                 tensor.add_(spread * noise)
             else:
                 tensor.copy_(noise * tensor.shape[-1] ** -0.5)
+        for module in model.modules():
+            if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
+                module.q_norm.weight.mul_(module.head_dim**-0.5)
 
 
 def _publish_names(folder: Path, model_type: str) -> None:

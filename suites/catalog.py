@@ -16,6 +16,9 @@ from torch import Tensor
 import optimized.drafts.eagle3
 import optimized.targets.llama
 import reference.drafts.eagle3
+import reference.targets.gemma3
+import reference.targets.gemma3_mm
+import reference.targets.gemma4
 import reference.targets.llama
 from harness import checkpoints, conventions
 from harness.checkpoints import Checkpoint, CheckpointError, Entry, Ledger, Plan, open_checkpoint, state_of
@@ -28,10 +31,22 @@ from reference.drafts.eagle3_keys import check_vocab_map
 from suites.opened import DraftFacts, OpenDraft, OpenSpeculation, OpenTarget, Ranks, Side
 
 FULL = ("text", "TP", "capture", "loading", "graph")
+PAGE = ("text", "capture", "loading")
 PAIRS = {
     pair.name: pair
     for pair in (
         Pair("llama", "target", reference.targets.llama, optimized.targets.llama, "LlamaConfig", "LlamaTarget", FULL),
+        Pair("gemma3", "target", reference.targets.gemma3, None, "Gemma3Config", "Gemma3Target", PAGE),
+        Pair(
+            "gemma3_mm",
+            "target",
+            reference.targets.gemma3_mm,
+            None,
+            "Gemma3MmConfig",
+            "Gemma3MmTarget",
+            (*PAGE, "image"),
+        ),
+        Pair("gemma4", "target", reference.targets.gemma4, None, "Gemma4Config", "Gemma4Target", PAGE),
         Pair("eagle3", "draft", reference.drafts.eagle3, optimized.drafts.eagle3, "Eagle3Config", "Eagle3Draft", FULL),
     )
 }
@@ -40,7 +55,13 @@ SPECULATIONS = {
     for speculation in (Speculation("llama-eagle3", "llama", "eagle3", "EAGLE3", ("llama", "llama-eagle3")),)
 }
 
-TARGET_TYPES = {"llama": "llama"}
+TARGET_TYPES = {
+    "llama": "llama",
+    "gemma3_text": "gemma3",
+    "gemma3": "gemma3_mm",
+    "gemma4_text": "gemma4",
+    "gemma4_unified_text": "gemma4",
+}
 """`model_type` of a target's config -> pair"""
 
 
@@ -82,8 +103,10 @@ def open_target(
     pair = find_pair(checkpoint, "target")
     config = _read_config(pair, checkpoint)
     wanted = _wanted(pair, config)
-    tied = {"lm_head.weight": "the head is the embedding (tie_word_embeddings)"} if config.tied_head else {}
-    todo = checkpoints.plan(checkpoint, wanted, pair.page.CHECKPOINT_NAMES, tied.items())
+    ignore = [*getattr(pair.page, "IGNORED", ()), *getattr(config, "ignored", ())]
+    # a shell around a text model has the head under its own prefix
+    ignore += [("*lm_head.weight", "the head is the embedding (tie_word_embeddings)")] if config.tied_head else []
+    todo = checkpoints.plan(checkpoint, wanted, pair.page.CHECKPOINT_NAMES, ignore)
     _check_tied(todo)
     ranks = Ranks(tp_size)
     modules = _build(pair, checkpoint, config, where, ranks)
@@ -194,6 +217,8 @@ def _build(pair: Pair, checkpoint: Checkpoint, config: Any, side: Side, ranks: R
         module.tie()
         checkpoints.blank(module)
         return (module,)
+    if pair.twin is None:
+        raise CheckpointError(f"{checkpoint.path}: {pair.name} has no twin yet; open it with side='reference'")
     ops = choose(side.device, side.form, side.exact)
     groups = ranks.seats if side.tp_size > 1 else [SingleRank()]
     try:
@@ -230,8 +255,8 @@ def _check_tied(todo: Plan) -> None:
     """A head that a tied config says is the embedding must be it."""
     for tensor in todo.ignored:
         if tensor.endswith("lm_head.weight"):
-            table = todo.checkpoint.read(todo.source["embed_tokens.weight"])
-            if not torch.equal(todo.checkpoint.read(tensor), table):
+            table = next(name for ours, name in todo.source.items() if ours.endswith("embed_tokens.weight"))
+            if not torch.equal(todo.checkpoint.read(tensor), todo.checkpoint.read(table)):
                 raise CheckpointError(
                     f"{todo.checkpoint.headers[tensor].file}: tensor {tensor!r} differs from the embedding although "
                     "the config ties them; set tie_word_embeddings to false, or remove the tensor"

@@ -109,16 +109,20 @@ class OpenTarget:
         return self.config.layers
 
     @torch.no_grad()
-    def __call__(self, tokens: Tensor, positions: Tensor | None = None, capture: Sequence[int] = ()) -> TargetOutput:
+    def __call__(
+        self, tokens: Tensor, positions: Tensor | None = None, capture: Sequence[int] = (), **inputs: Any
+    ) -> TargetOutput:
         """Predict the token after each of `tokens`.
 
         tokens     [B, T]
         positions  [B, T]
+        inputs     images, audio and video, named as transformers names them: `pixel_values`, `input_features`, ...
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         _check_capture(capture, self.num_layers)
         tokens = tokens.to(self.side.device)
-        return self.ranks.run(lambda rank: self.modules[rank](tokens, positions, tuple(capture)))[0]
+        inputs = {n: v.to(self.side.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
+        return self.ranks.run(lambda rank: self.modules[rank](tokens, positions, tuple(capture), **inputs))[0]
 
 
 @dataclass(frozen=True)

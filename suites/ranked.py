@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from optimized.parallel import DistributedGroup
 from torch import Tensor
 
 from harness.contracts import Group
+from optimized.parallel import DistributedGroup
 from reference.decoding import Generation
 from suites.catalog import open_speculation
 

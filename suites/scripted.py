@@ -65,7 +65,7 @@ class Loop(NamedTuple):
 
 
 @st.composite
-def loops(draw: st.DrawFn, max_batch: int = 4, longest: int = 9) -> Loop:
+def loops(draw: st.DrawFn, max_batch: int = 3, longest: int = 8) -> Loop:
     """Tiny pairs and ragged prompts, length 1 included."""
     lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=max_batch))
     vocab = draw(st.sampled_from([5, 13, 64, 97]))
@@ -282,16 +282,16 @@ def open_knowing(target: Drawn, words: Sequence[int], side: str, **engine: Any) 
     """
     vocab, width = target.keys["vocab_size"], target.keys["hidden_size"]
     heads = {"num_attention_heads": width // 8, "num_key_value_heads": width // 8, "head_dim": 8}
-    sight = {"layer_types": ["sliding_attention"], "sliding_window": 1}
+    sight = {"layer_types": ["sliding_attention"], "sliding_window": 1, "norm_before_residual": True}
     draft = tiny_draft(target.seed + 1, vocab, draft_vocab_size=len(words), **heads, **sight)
     tensors, copy = eagle3_weights(draft), torch.eye(width)
     with folders(target) as (path, draft_path):
         theirs = forget(path)
         ids, layer = torch.tensor(words), "midlayer."
         tensors |= {
-            "fc.weight": torch.zeros_like(tensors["fc.weight"]),
             "embed_tokens.weight": theirs["model.embed_tokens.weight"],
             f"{layer}input_layernorm.weight": torch.ones(width),
+            f"{layer}hidden_norm.weight": torch.zeros(width),
             f"{layer}self_attn.v_proj.weight": torch.cat([copy, 0 * copy], 1),
             f"{layer}self_attn.o_proj.weight": copy,
             f"{layer}mlp.down_proj.weight": torch.zeros_like(tensors[f"{layer}mlp.down_proj.weight"]),

@@ -3,6 +3,8 @@
 A feature x_i and its partner x'_i (i + R/2 in the first half, i - R/2 in the second) turn as
 
     y_i = x_i cos_i + x'_i sin_i        sin_i negative in the first half; cos_i = 1, sin_i = 0 for i >= R
+
+Interleaved, the partner of x_2i is x_{2i+1}, and sin is negative at even features.
 """
 
 from typing import NamedTuple
@@ -26,19 +28,29 @@ class Angles:
     def __init__(self) -> None:
         self._tables: dict[tuple, tuple[Tensor, Turns]] = {}
 
-    def __call__(self, inv_freq: Tensor, scale: float, num_positions: int, width: int, dtype: torch.dtype) -> Turns:
+    def __call__(
+        self,
+        inv_freq: Tensor,
+        scale: float,
+        num_positions: int,
+        width: int,
+        dtype: torch.dtype,
+        interleaved: bool = False,
+    ) -> Turns:
         """inv_freq  [R/2]
         ->        Turns for positions 0..num_positions-1 and heads of `width` features
         """
         # dynamic ropes write new frequencies in place; inference tensors do not count their versions
         version = 0 if inv_freq.is_inference() else inv_freq._version
-        key = (id(inv_freq), version, scale, num_positions, width, dtype)
+        key = (id(inv_freq), version, scale, num_positions, width, dtype, interleaved)
         if key not in self._tables:
-            self._tables[key] = (inv_freq, build(inv_freq, scale, num_positions, width, dtype))
+            self._tables[key] = (inv_freq, build(inv_freq, scale, num_positions, width, dtype, interleaved))
         return self._tables[key][1]
 
 
-def build(inv_freq: Tensor, scale: float, num_positions: int, width: int, dtype: torch.dtype) -> Turns:
+def build(
+    inv_freq: Tensor, scale: float, num_positions: int, width: int, dtype: torch.dtype, interleaved: bool = False
+) -> Turns:
     """Angles are float32, as transformers computes them, in every dtype of the model.
 
     inv_freq  [R/2]
@@ -47,7 +59,12 @@ def build(inv_freq: Tensor, scale: float, num_positions: int, width: int, dtype:
     angle = torch.arange(num_positions, device=device).float()[:, None] * inv_freq.float()
     cos, sin = angle.cos() * scale, angle.sin() * scale
     rest = cos.new_zeros(num_positions, width - 2 * half)
-    rows = [torch.cat([cos, cos, rest + 1], 1), torch.cat([-sin, sin, rest], 1)]
     feature = torch.arange(width, device=device)
-    partner = torch.cat([feature[half : 2 * half], feature[:half], feature[2 * half :]])
-    return Turns(torch.stack(rows, 1).to(dtype), partner)
+    if interleaved:
+        both = [cos.repeat_interleave(2, 1), torch.stack([-sin, sin], -1).flatten(1)]
+        turning = feature[: 2 * half] ^ 1
+    else:
+        both = [torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)]
+        turning = feature[: 2 * half].roll(half)
+    rows = [torch.cat([both[0], rest + 1], 1), torch.cat([both[1], rest], 1)]
+    return Turns(torch.stack(rows, 1).to(dtype), torch.cat([turning, feature[2 * half :]]))

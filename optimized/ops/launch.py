@@ -8,57 +8,86 @@ import torch
 import triton
 from torch import Tensor
 
-from optimized.ops.angles import Angles
-from optimized.ops.aten import Aten
 from optimized.ops.chance import uniform
+from optimized.ops.kernels.act import act_mul_kernel, softcap_kernel
 from optimized.ops.kernels.attention import attend_chunk_kernel, attend_merge_kernel
 from optimized.ops.kernels.head import argmax_kernel, head_merge_kernel, head_tile_kernel
 from optimized.ops.kernels.linear import gate_up_kernel, linear_kernel
 from optimized.ops.kernels.moves import accept_greedy_kernel, embed_kernel, gather_rows_kernel
-from optimized.ops.kernels.norm import add_rmsnorm_kernel
-from optimized.ops.kernels.rope import rope_kernel
+from optimized.ops.kernels.norm import add_rmsnorm_kernel, sandwich_norm_kernel
+from optimized.ops.kernels.rope import q_rope_kernel, rope_kernel
+from optimized.ops.kinds import ACTIVATIONS, LLAMA, NormKind, one_of, rounded
+from optimized.ops.launch_latent import MERGE_ROWS, TritonLatent
+from optimized.ops.launch_mixture import TritonMixture
+from optimized.ops.launches import PREFILL_FROM
 from optimized.ops.slots import checked
-from optimized.ops.tiles import BUCKETS, KeyTile, Tile, bucket, key_tile, tile
+from optimized.ops.tiles import Tile, key_tile
 
-# beyond the largest bucket a step is a prefill, where cuBLAS is at home and the chain rule asks nothing
-PREFILL_FROM = BUCKETS[-1] + 1
-MERGE_ROWS = 4
 ROPE_HEADS = 8
 MOVE_COLUMNS = 1024
 ARGMAX_COLUMNS = 4096
 
 
-class Triton:
+class Triton(TritonMixture, TritonLatent):
     """Kernel launches; `tile` and `key_tile` override the table, for tests that want many small blocks."""
-
-    def __init__(self, num_rows: int = 16, tile: Tile | None = None, key_tile: KeyTile | None = None) -> None:
-        self.bucket = bucket(num_rows)
-        self._tile, self._key_tile = tile, key_tile
-        self._prefill = Aten()
-        self._angles = Angles()
 
     def pack(self, weight: Tensor) -> Tensor:
         """weight [N, K] -> [N, K]"""
         return weight.contiguous()
 
-    def embed(self, ids: Tensor, table: Tensor, first: int | None = None) -> Tensor:
+    def embed(self, ids: Tensor, table: Tensor, first: int | None = None, scale: float | None = None) -> Tensor:
         """ids [M], table [Vr, H] -> [M, H]"""
-        width = table.shape[1]
+        width, factor = table.shape[1], 1.0 if scale is None else rounded(scale, table.dtype)
         y = table.new_empty(ids.shape[0], width)
-        grid = (ids.shape[0], triton.cdiv(width, MOVE_COLUMNS))
-        embed_kernel[grid](ids, table, y, first or 0, table.shape[0], width, BLOCK=MOVE_COLUMNS)
+        embed_kernel[(ids.shape[0], triton.cdiv(width, MOVE_COLUMNS))](
+            *(ids, table, y, first or 0, table.shape[0], width, factor), SCALED=scale is not None, BLOCK=MOVE_COLUMNS
+        )
         return y
 
-    def add_rmsnorm(self, x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """x [M, H], residual [M, H] or None, weight [H] -> [M, H], [M, H]"""
-        num_rows, width = x.shape
-        block, has_residual = triton.next_power_of_2(width), residual is not None
+    def add_rmsnorm(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        eps: float,
+        kind: NormKind = LLAMA,
+        scale: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x [M, H], residual [M, H] or None, weight [H] or None, scale [1] or None -> [M, H], [M, H]"""
+        has_residual, has_scale = residual is not None, scale is not None
         normed = torch.empty_like(x)
-        total = torch.empty_like(x) if has_residual else x
-        # bytes in flight: a wide row wants more warps
-        num_warps = max(4, min(16, block // 512))
-        add_rmsnorm_kernel[(num_rows,)](
-            x, residual, weight, normed, total, width, eps, HAS_RESIDUAL=has_residual, BLOCK=block, num_warps=num_warps
+        total = torch.empty_like(x) if has_residual or has_scale else x
+        add_rmsnorm_kernel[(x.shape[0],)](
+            *(x, residual, weight, scale, normed, total, x.shape[1], eps),
+            HAS_RESIDUAL=has_residual,
+            HAS_WEIGHT=weight is not None,
+            HAS_SCALE=has_scale,
+            CAST_FIRST=kind.cast_first,
+            PLUS_ONE=kind.plus_one,
+            **_row(x.shape[1]),
+        )
+        return normed, total
+
+    def sandwich_norm(
+        self,
+        branch: Tensor,
+        residual: Tensor,
+        post: Tensor | None,
+        pre: Tensor | None,
+        eps: float,
+        kind: NormKind,
+        scale: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """branch [M, H], residual [M, H], post, pre [H] or None, scale [1] or None -> [M, H], [M, H]"""
+        normed, total = (torch.empty_like(residual) for _ in range(2))
+        sandwich_norm_kernel[(branch.shape[0],)](
+            *(branch, residual, post, pre, scale, normed, total, branch.shape[1], eps),
+            HAS_POST=post is not None,
+            HAS_PRE=pre is not None,
+            HAS_SCALE=scale is not None,
+            CAST_FIRST=kind.cast_first,
+            PLUS_ONE=kind.plus_one,
+            **_row(branch.shape[1]),
         )
         return normed, total
 
@@ -74,16 +103,29 @@ class Triton:
         )
         return y
 
-    def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "silu") -> Tensor:
         """x [M, K], weight [2I, K], bias [2I] or None -> [M, I]"""
+        gelu = one_of(act, ACTIVATIONS, "act") == "gelu_tanh"
         if x.shape[0] >= PREFILL_FROM:
-            return self._prefill.gate_up_act(x, weight, bias)
+            return self._prefill.gate_up_act(x, weight, bias, act)
         width = weight.shape[0] // 2
         y = x.new_empty(x.shape[0], width)
         t = self._tile_of(width, weight)
         grid = (triton.cdiv(width, t.block_n), triton.cdiv(x.shape[0], t.block_m))
         gate_up_kernel[grid](
-            x, weight, bias, y, x.shape[0], width, x.shape[1], HAS_BIAS=bias is not None, **_meta(t, x.shape[1])
+            *(x, weight, bias, y, x.shape[0], width, x.shape[1]),
+            HAS_BIAS=bias is not None,
+            GELU=gelu,
+            **_meta(t, x.shape[1]),
+        )
+        return y
+
+    def act_mul(self, gate: Tensor, up: Tensor, act: str = "silu") -> Tensor:
+        """gate [M, I], up [M, I] -> [M, I]"""
+        gelu, (num_rows, width) = one_of(act, ACTIVATIONS, "act") == "gelu_tanh", gate.shape
+        y = gate.new_empty(num_rows, width)
+        act_mul_kernel[(num_rows, triton.cdiv(width, MOVE_COLUMNS))](
+            gate, up, y, gate.stride(0), up.stride(0), width, GELU=gelu, BLOCK=MOVE_COLUMNS
         )
         return y
 
@@ -99,12 +141,16 @@ class Triton:
         q_norm: Tensor | None,
         k_norm: Tensor | None,
         eps: float,
+        kind: NormKind = LLAMA,
+        v_normed: bool = False,
+        k_eq_v: bool = False,
+        interleaved: bool = False,
     ) -> Tensor:
-        """qkv [M, (N+2G)*D], positions [M], slots [M], caches [B, S, G, D] -> q [M, N, D]"""
+        """qkv [M, (N+2G)*D] or [M, (N+G)*D], positions [M], slots [M], caches [B, S, G, D] -> q [M, N, D]"""
         num_rows, (batch, num_slots, kv_heads, width) = qkv.shape[0], k_cache.shape
         slots = checked(slots, num_rows)
-        q_heads = qkv.shape[1] // width - 2 * kv_heads
-        turns = self._angles(inv_freq, rope_scale, num_slots, width, qkv.dtype)
+        q_heads = qkv.shape[1] // width - (1 if k_eq_v else 2) * kv_heads
+        turns = self._angles(inv_freq, rope_scale, num_slots, width, qkv.dtype, interleaved)
         q = qkv.new_empty(num_rows, q_heads, width)
         rope_kernel[(num_rows, triton.cdiv(q_heads + 2 * kv_heads, ROPE_HEADS))](
             *(qkv, positions.contiguous(), slots, turns.cos_sin, turns.partner),
@@ -115,10 +161,41 @@ class Triton:
             WIDTH=width,
             NORM_Q=q_norm is not None,
             NORM_K=k_norm is not None,
+            NORM_V=v_normed,
+            PLUS_ONE=kind.plus_one,
+            K_EQ_V=k_eq_v,
             HEADS=ROPE_HEADS,
             BLOCK=triton.next_power_of_2(width),
         )
         return q
+
+    def q_rope(
+        self,
+        q: Tensor,
+        positions: Tensor,
+        inv_freq: Tensor,
+        rope_scale: float,
+        num_positions: int,
+        q_norm: Tensor | None,
+        eps: float,
+        kind: NormKind = LLAMA,
+        interleaved: bool = False,
+    ) -> Tensor:
+        """q [M, N, D], positions [M], inv_freq [R/2], q_norm [D] or None -> [M, N, D]"""
+        num_rows, heads, width = q.shape
+        turns = self._angles(inv_freq, rope_scale, num_positions, width, q.dtype, interleaved)
+        turned = q.new_empty(num_rows, heads, width)
+        q_rope_kernel[(num_rows, triton.cdiv(heads, ROPE_HEADS))](
+            *(q, positions.contiguous(), turns.cos_sin, turns.partner, q_norm, turned),
+            *(num_positions, q.stride(0), q.stride(1), eps),
+            Q_HEADS=heads,
+            WIDTH=width,
+            NORM=q_norm is not None,
+            PLUS_ONE=kind.plus_one,
+            HEADS=ROPE_HEADS,
+            BLOCK=triton.next_power_of_2(width),
+        )
+        return turned
 
     def attend(
         self,
@@ -204,8 +281,19 @@ class Triton:
         """seed [1], sequence [B], position [B] or [B, T] -> like position"""
         return uniform(seed, sequence, position, stream)
 
-    def _tile_of(self, num_out: int, weight: Tensor) -> Tile:
-        return self._tile or tile(num_out, weight.shape[1], self.bucket, weight.element_size())
+    def softcap(self, logits: Tensor, cap: float) -> Tensor:
+        """logits [M, V] -> [M, V]"""
+        num_rows, width = logits.shape
+        y = logits.new_empty(num_rows, width)
+        grid = (num_rows, triton.cdiv(width, MOVE_COLUMNS))
+        softcap_kernel[grid](logits.contiguous(), y, width, cap, BLOCK=MOVE_COLUMNS)
+        return y
+
+
+def _row(width: int) -> dict[str, int]:
+    block = triton.next_power_of_2(width)
+    # bytes in flight: a wide row wants more warps
+    return {"BLOCK": block, "num_warps": max(4, min(16, block // 512))}
 
 
 def _meta(t: Tile, num_in: int) -> dict[str, int | bool]:

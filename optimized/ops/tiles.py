@@ -42,6 +42,12 @@ FROZEN: dict[tuple[int, int, int], Tile] = {
 }
 
 
+# one row against an expert's tile: no tensor core, so nothing but bytes in flight counts
+EXPERT_TILE = Tile(1, 16, 256, 4, 3)
+# a head's own small product; rows are those of the bucket
+HEAD_TILE = Tile(16, 64, 64, 4, 2)
+
+
 def bucket(num_rows: int) -> int:
     """The smallest bucket that holds the most rows a step can have; the last one for more."""
     return next((size for size in BUCKETS if num_rows <= size), BUCKETS[-1])
@@ -60,3 +66,8 @@ def tile(num_out: int, num_in: int, rows: int, element_size: int) -> Tile:
 def key_tile(width: int, element_size: int) -> KeyTile:
     """Wide heads take fewer keys a step, and so do wide numbers."""
     return KeyTile(block_s=64 if width * element_size <= 256 else 32 if width * element_size <= 1024 else 16)
+
+
+def latent_tile(element_size: int) -> KeyTile:
+    """A slot is 512 features that serve as key and as value, so a step takes few of them."""
+    return KeyTile(block_s=32 if element_size == 2 else 16)

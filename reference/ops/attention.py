@@ -23,6 +23,17 @@ def causal(positions: Tensor, slot_positions: Tensor, window: int | None = None)
     return seen if window is None else seen & (slot > query - window)
 
 
+def narrow(visible: Tensor, positions: Tensor, slot_positions: Tensor, window: int | None) -> Tensor:
+    """What a sliding layer leaves of what is visible: slots above position - window; all of it without a window.
+
+    visible         [B, T, S]
+    positions       [B, T]
+    slot_positions  [B, S]
+    ->              [B, T, S]
+    """
+    return visible if window is None else visible & (slot_positions[:, None, :] > positions[:, :, None] - window)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
     """Weigh the visible values.
 
@@ -42,7 +53,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Te
 
 
 class Attention(nn.Module):
-    """Projections, rope, cache and `attend`; `norm_eps` puts one RMS norm over each head of q and k, before rope."""
+    """Projections, rope, cache and `attend`.
+
+    norm_eps   puts one RMS norm, of the class `norm`, over each head of q and k, before rope
+    scale      of the scores; D^-1/2 when absent
+    """
 
     def __init__(
         self,
@@ -54,15 +69,18 @@ class Attention(nn.Module):
         qkv_bias: bool = False,
         o_bias: bool = False,
         norm_eps: float | None = None,
+        norm: type[nn.Module] = RMSNorm,
+        scale: float | None = None,
     ) -> None:
         super().__init__()
         self.head_dim, self.rope, (query, grouped) = head_dim, rope, heads
+        self.scale = head_dim**-0.5 if scale is None else scale
         self.q_proj = nn.Linear(into, query * head_dim, bias=qkv_bias)
         self.k_proj = nn.Linear(into, grouped * head_dim, bias=qkv_bias)
         self.v_proj = nn.Linear(into, grouped * head_dim, bias=qkv_bias)
         self.o_proj = nn.Linear(query * head_dim, hidden, bias=o_bias)
-        self.q_norm = nn.Identity() if norm_eps is None else RMSNorm(head_dim, norm_eps)
-        self.k_norm = nn.Identity() if norm_eps is None else RMSNorm(head_dim, norm_eps)
+        self.q_norm = nn.Identity() if norm_eps is None else norm(head_dim, norm_eps)
+        self.k_norm = nn.Identity() if norm_eps is None else norm(head_dim, norm_eps)
 
     def forward(
         self, x: Tensor, positions: Tensor, visible: Tensor, layer: int, cache: Cache | None, slots: Tensor
@@ -79,4 +97,4 @@ class Attention(nn.Module):
         q, k = rotate(self.q_norm(q), positions, self.rope), rotate(self.k_norm(k), positions, self.rope)
         if cache is not None:
             k, v = cache.write(layer, k, v, slots)
-        return self.o_proj(attend(q, k, v, visible, self.head_dim**-0.5).flatten(2))
+        return self.o_proj(attend(q, k, v, visible, self.scale).flatten(2))

@@ -3,10 +3,12 @@
 y = sum_p w_p Expert_{i_p}(x)
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def route_softmax(scores: Tensor, num_chosen: int, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -22,7 +24,7 @@ def route_softmax(scores: Tensor, num_chosen: int, renormalise: bool) -> tuple[T
     return ids, weights.to(scores.dtype)
 
 
-def mix(x: Tensor, ids: Tensor, weights: Tensor, experts: Iterable[nn.Module]) -> Tensor:
+def mix(x: Tensor, ids: Tensor, weights: Tensor, experts: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
     """Run every token through its experts, one expert at a time.
 
     x        [B, T, H]
@@ -36,3 +38,28 @@ def mix(x: Tensor, ids: Tensor, weights: Tensor, experts: Iterable[nn.Module]) -
         if len(b):
             out.index_put_((b, t), expert(x[b, t]) * weights[b, t, place, None], accumulate=True)
     return out
+
+
+class FusedExperts(nn.Module):
+    """Experts whose weights stand in two tensors, on disk too; in `gate_up_proj` the gate's rows come first."""
+
+    def __init__(self, experts: int, hidden: int, intermediate: int, act: Callable[[Tensor], Tensor] = F.silu) -> None:
+        super().__init__()
+        self.act = act
+        self.gate_up_proj = nn.Parameter(torch.zeros(experts, 2 * intermediate, hidden))
+        self.down_proj = nn.Parameter(torch.zeros(experts, hidden, intermediate))
+
+    def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
+        """Every token through its experts.
+
+        x        [B, T, H]
+        ids      [B, T, P]
+        weights  [B, T, P]
+        ->       [B, T, H]
+        """
+        return mix(x, ids, weights, [partial(self.one, number) for number in range(len(self.down_proj))])
+
+    def one(self, number: int, x: Tensor) -> Tensor:
+        """x [M, H] -> [M, H]"""
+        gate, up = F.linear(x, self.gate_up_proj[number]).chunk(2, -1)
+        return F.linear(self.act(gate) * up, self.down_proj[number])

@@ -23,8 +23,9 @@ def seat(
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     slots = positions if slots is None else slots
-    if visible is None:
-        visible = causal(positions, positions if cache is None else cache.place(slots, positions))
+    # noted even where the caller says who sees whom: sliding layers narrow it by position
+    held = positions if cache is None else cache.place(slots, positions)
+    visible = causal(positions, held) if visible is None else visible
     return positions, slots, visible
 
 

@@ -148,7 +148,7 @@ def show(desk: Desk, bugs: Sequence[Bug], verdicts: Sequence[Verdict]) -> None:
     for bug in ordered:
         verdict = by_name[bug.name]
         why = "" if verdict.outcome in ("caught", "quiet") else verdict.why[:200]
-        rows.append((bug.name, verdict.outcome, bug.claim.partition("::")[2], f"{verdict.seconds:.1f}", why))
+        rows.append((bug.name, verdict.outcome, bug.claim.rpartition("/")[2], f"{verdict.seconds:.1f}", why))
     desk.table("Planted bugs", ("bug", "outcome", "claim", "s", ""), rows)
     caught = sum(v.outcome == "caught" for v in verdicts)
     quiet = sum(v.outcome == "quiet" for v in verdicts)

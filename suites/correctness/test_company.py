@@ -78,7 +78,7 @@ def test_alone_or_in_company_a_sequence_says_the_same(side: str, loop: Loop, tem
 
 
 @given(
-    loop=loops(max_batch=3),
+    loop=loops(),
     temperature=TEMPERATURES,
     chunk_size=st.integers(1, 5),
     padding=st.integers(0, 4),

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from harness.checkpoints import SINGLE, CheckpointError, rename, save_checkpoint, state_of
+from harness import checkpoints
+from harness.checkpoints import SINGLE, CheckpointError, save_checkpoint, state_of
 from harness.compare import bit_equal
 from reference.drafts.eagle3 import CHECKPOINT_NAMES, Eagle3Config
 from suites.catalog import OpenDraft, OpenTarget, open_draft, open_target
@@ -136,14 +137,20 @@ def test_spelling_order_and_shards_change_no_bit(
     bit_equal("logits", logits_of(draft, target), logits_of(stand(THREE_NORMS, target), target))
 
 
-@given(start=st.sampled_from([theirs for theirs, _ in CHECKPOINT_NAMES] + ["layers.0.", "mtp."]), rest=st.data())
-def test_a_prefix_is_renamed_only_where_a_name_begins(start: str, rest: st.DataObject) -> None:
-    parts = st.sampled_from(["mlp", "model", "midlayer", "aux_norm_low", "mtp", "weight"])
-    tail = "x." + ".".join(rest.draw(st.lists(parts, min_size=1, max_size=4)))
-    want = {"model.": "", "mtp.": "mtp.", "layers.0.": "layers.0.", **dict(CHECKPOINT_NAMES)}[start] + tail
+PARTS = st.sampled_from(["mlp", "model", "midlayer", "aux_norm_low", "mtp", "weight"])
 
-    assert rename(start + tail, CHECKPOINT_NAMES) == want
-    assert rename("x." + start + tail, CHECKPOINT_NAMES) == "x." + start + tail
+
+@given(
+    start=st.sampled_from([theirs for theirs, _ in CHECKPOINT_NAMES] + ["layers.0.", "mtp."]),
+    tail=st.lists(PARTS, min_size=1, max_size=4).map(lambda parts: ".".join(["x", *parts])),
+)
+@example(start="midlayer.", tail="x.midlayer.model.weight")
+@example(start="layers.0.", tail="x.midlayer.weight")
+def test_a_prefix_is_renamed_only_where_a_name_begins(start: str, tail: str) -> None:
+    want = {"mtp.": "mtp.", "layers.0.": "layers.0.", **dict(CHECKPOINT_NAMES)}[start] + tail
+
+    assert checkpoints.rename(start + tail, CHECKPOINT_NAMES) == want
+    assert checkpoints.rename("x." + start + tail, CHECKPOINT_NAMES) == "x." + start + tail
 
 
 Fault = Callable[[dict[str, Tensor], str], str]
@@ -258,6 +265,7 @@ def dormant(config: Eagle3Config) -> set[str]:
 @given(drawn=eagle3_drafts(PINNED_TARGET))
 @example(drawn=EVERY_FLAG)
 @example(drawn=variant(num_hidden_layers=2, eagle_config={"later_norm": "hidden_norm"}))
+@example(drawn=variant(eagle_config={"eagle_aux_hidden_state_layer_ids": [3]}))
 def test_every_parameter_of_a_draft_changes_its_logits(target: OpenTarget, drawn: Drawn) -> None:
     draft = stand(drawn, target)
     names = {name for name, _ in draft.module.named_parameters()}

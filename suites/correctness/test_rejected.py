@@ -79,7 +79,7 @@ def read_draft(speculation: OpenSpeculation, tokens: Tensor, positions: Tensor, 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("model", "read"), [("target", read_target), ("draft", read_draft)], ids=["target", "draft"])
-@given(loop=loops(max_batch=3), kept=st.integers(1, 6), rejected=st.integers(1, 5))
+@given(loop=loops(), kept=st.integers(1, 6), rejected=st.integers(1, 5))
 @example(loop=PINNED, kept=3, rejected=4)
 def test_rolled_back_is_never_read(model: str, read: Any, side: str, loop: Loop, kept: int, rejected: int) -> None:
     speculation = loop.open(side)

@@ -6,7 +6,7 @@ VocabParallelEmbedding splits with padding), #28343 (captures taken before the a
 counts W times). The rule is stated twice: offsets in optimized.parallel, one list a rank in harness.sharding.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from math import lcm
 from typing import Any, NamedTuple
@@ -68,9 +68,8 @@ def cuts(draw: st.DrawFn) -> Cut:
         return Cut(kind, draw(vocabs()), size, {"layout": layout}, layout == "full" and size > 1)
     if kind == "heads":
         spec = draw(head_specs())
-        return Cut(
-            kind, spec.kv_heads * spec.head_dim, spec.ranks, {"heads": spec.kv_heads}, spec.ranks > spec.kv_heads
-        )
+        size, heads = spec.ranks, spec.kv_heads
+        return Cut(kind, heads * spec.head_dim, size, {"heads": heads}, size > heads)
     if kind == "replicated":
         return Cut(kind, draw(st.integers(1, 40)), size, {}, size > 1)
     parts = draw(st.integers(1, 3)) if kind == "column" else 1
@@ -283,9 +282,8 @@ def test_many_ranks_compute_what_one_computes(team: Team) -> None:
     aux, following = want.aux[:, :, list(one.draft.capture_points)], tokens.roll(-1, 1)
     fused = one.draft.fuse(aux)
     hold("fuse", many.draft.fuse(aux), fused, depth=1, width=aux[0, 0].numel())
-    for name, a, b in zip(
-        ("logits", "feedback"), many.draft(following, fused), one.draft(following, fused), strict=True
-    ):
+    step, joined = one.draft(following, fused), many.draft(following, fused)
+    for name, a, b in zip(step._fields, joined, step, strict=True):
         hold(f"draft {name}", a, b, **size)
 
 
@@ -335,10 +333,8 @@ def test_rank_zero_speaks_for_all(team: Team, num_draft_tokens: int) -> None:
         assert said.accepted == first.accepted
 
 
-def on_ranks(
-    ranks: int, make: Callable[[Placement], Any], full: dict[str, Tensor], x: list[Tensor]
-) -> Iterator[Tensor]:
-    """One layer on every rank, called with each rank's input."""
+def on_ranks(ranks: int, make: Callable[[Placement], Any], full: dict[str, Tensor], x: list[Tensor]) -> list[Any]:
+    """What one layer gives on every rank, called with each rank's input."""
 
     def call(group: Group) -> Any:
         part = make(Placement(Aten(), group, torch.float64, "cpu"))
@@ -346,7 +342,7 @@ def on_ranks(
             part.load(name, tensor.double())
         return part(x[group.rank])
 
-    yield from run_threads(ranks, call)
+    return run_threads(ranks, call)
 
 
 @given(vocab=vocabs(512), ranks=ranks())
@@ -463,6 +459,6 @@ INDIVISIBLE = (
 @pytest.mark.parametrize(("sizes", "ranks", "what"), INDIVISIBLE, ids=str)
 def test_what_ranks_do_not_divide_is_refused(sizes: dict[str, int], ranks: int, what: str) -> None:
     base = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 48}
-    with folders(variant(LLAMA, 1, **{**base, **sizes})) as (path, _):
-        with pytest.raises(CheckpointError, match=rf"cannot be split over tp_size={ranks}.*{what}"):
-            open_target(path, side="optimized", tp_size=ranks)
+    refusal = pytest.raises(CheckpointError, match=rf"cannot be split over tp_size={ranks}.*{what}")
+    with folders(variant(LLAMA, 1, **{**base, **sizes})) as (path, _), refusal:
+        open_target(path, side="optimized", tp_size=ranks)

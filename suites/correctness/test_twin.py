@@ -135,9 +135,11 @@ def unrolled(drafts: Drafts) -> tuple[Tensor, list[Tensor]]:
 
 @torch.no_grad()
 def served(drafts: Drafts, width: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """What the twin's first step reads [T, T, H], and its steps as an engine takes them: logits [T, Vd], feedback [T, H].
+    """What the twin's first step reads, and its steps as an engine takes them.
 
     Every position of the text is a sequence of its own, which has read up to there and goes on from its own feedback.
+
+    ->  [T, T, H]; logits [T, Vd] and feedback [T, H] of each step
     """
     module, side = drafts.twin.module, drafts.twin.side
     # one copy of the text for every sequence
@@ -182,16 +184,14 @@ def test_the_draft_serves_what_the_reference_unrolls(
 
 @pytest.mark.pair("llama-eagle3")
 def test_a_whole_cycle_in_triton_is_the_cycle_in_aten() -> None:
-    loop = Loop(
-        tiny_target(7, num_hidden_layers=2),
-        tiny_draft(8, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 0]}),
-        (3, 1),
-    )
+    ids = {"eagle_aux_hidden_state_layer_ids": [1, 0]}
+    # few words: one sequence accepts both drafts, the other rejects the first
+    loop = Loop(tiny_target(9, vocab=5, num_hidden_layers=2), tiny_draft(10, vocab=5, eagle_config=ids), (3, 1))
     aten, triton = (loop.open("optimized", torch.float32, form=form, device=device) for form, device in FORMS)
 
     want, got = (speculation.generate(loop.prompts, 3, 2) for speculation in (aten, triton))
 
-    assert got.accepted == want.accepted
+    assert got.accepted == want.accepted == [[2], [0, 1]]
     bit_equal("tokens", got.tokens, want.tokens)
     size = {"depth": aten.target.num_layers, "width": 2 * aten.target.config.hidden}
     a, b = (speculation.engines[0].session.state for speculation in (aten, triton))

@@ -38,8 +38,8 @@ MEASURED = """
 
 {prompts} held-out prompts (`../prompts.jsonl`), K = {num_draft_tokens}, seed {seed}, float32, reference side. The
 acceptance length counts the target's own token; rates are unconditional, one a draft position; a 4-gram is repeated if
-it stood earlier in the same text. The target loops when it decodes greedily, more the longer the text, and loops are easy
-to draft: compare greedy acceptance lengths only at the same number of tokens, and read the last column beside them.
+it stood earlier in the same text. The target loops when it decodes greedily, more the longer the text, and loops are
+easy to draft: compare greedy acceptance lengths at the same number of tokens, and read the last column beside them.
 
 | temperature | tokens | acceptance length | standard error | rates | repeated 4-grams |
 |---|---|---|---|---|---|
@@ -49,7 +49,10 @@ Teacher-forced loss on {sequences} held-out sequences when the capture points ar
 ones: {shifts}.
 """
 
-ROW = "| {temperature:g} | {num_tokens} | {acceptance_length:.3f} | {standard_error:.3f} | {rates} | {repeated_share:.3f} |"
+ROW = (
+    "| {temperature:g} | {num_tokens} | {acceptance_length:.3f} | {standard_error:.3f} "
+    "| {rates} | {repeated_share:.3f} |"
+)
 SHIFT = "{shift:+d} layer {loss:+.3f} nats ({errors:.1f} standard errors)"
 
 ORIGIN = """

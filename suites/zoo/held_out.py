@@ -60,7 +60,9 @@ def cut(
     tokenizer: Tokenizer, sources: Iterable[Source], num_prompts: int, num_sequences: int, seed: int = 0
 ) -> tuple[list[dict], list[dict]]:
     """Prompts (as Spec-Bench writes them, kinds in turn) and sequences, from different pieces of held-out files."""
-    draw = random.Random(seed)
+    draw, sources = random.Random(seed), list(sources)
+    # the library repeats itself: a piece of a held-out file may stand in a trained one too
+    trained = "\n".join(source.text for source in sources if not source.held_out)
     by_kind: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for source in sources:
         if source.held_out:
@@ -72,7 +74,7 @@ def cut(
     # kinds in turn: (first of each kind, second of each kind, ...)
     columns = [[(kind, *entry) for entry in by_kind[kind]] for kind in sorted(by_kind)]
     for entry in chain.from_iterable(zip_longest(*columns)):
-        if entry is None:
+        if entry is None or entry[2] in trained:
             continue
         kind, path, piece = entry
         prompt = cut_prompt(tokenizer, piece) if len(prompts) < num_prompts else None

@@ -7,6 +7,8 @@ the few rows of x: nothing is wasted on padding, and the weight streams through 
 import triton
 import triton.language as tl
 
+from optimized.ops.kernels.act import gated
+
 
 @triton.jit
 def product(
@@ -78,6 +80,7 @@ def gate_up_kernel(
     num_out,
     num_in,
     HAS_BIAS: tl.constexpr,
+    GELU: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -111,6 +114,6 @@ def gate_up_kernel(
     if HAS_BIAS:
         gate += tl.load(bias + n, mask=n < num_out, other=0.0).to(tl.float32)[:, None]
         up += tl.load(bias + num_out + n, mask=n < num_out, other=0.0).to(tl.float32)[:, None]
-    act = gate * up / (1.0 + tl.exp(-gate))
+    act = gated(gate, up, GELU)
     offset = m.to(tl.int64)[None, :] * num_out + n[:, None]
     tl.store(y + offset, act.to(y.dtype.element_ty), mask=(n < num_out)[:, None] & (m < num_rows)[None, :])

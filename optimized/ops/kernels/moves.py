@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def embed_kernel(ids, table, y, first, num_table_rows, width, BLOCK: tl.constexpr):
+def embed_kernel(ids, table, y, first, num_table_rows, width, scale, SCALED: tl.constexpr, BLOCK: tl.constexpr):
     """ids [M], table [Vr, H], y [M, H]; ids outside [first, first + Vr) give zeros"""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -13,6 +13,8 @@ def embed_kernel(ids, table, y, first, num_table_rows, width, BLOCK: tl.constexp
     local = tl.load(ids + row) - first + tl.zeros([BLOCK], dtype=tl.int64)
     inside = (column < width) & (local >= 0) & (local < num_table_rows)
     x = tl.load(table + local * width + column, mask=inside, other=0.0)
+    if SCALED:
+        x = (x.to(tl.float32) * scale).to(y.dtype.element_ty)
     tl.store(y + row * width + column, x, mask=column < width)
 
 

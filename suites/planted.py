@@ -1,0 +1,9 @@
+"""The planted bugs: every mistake that a claim must catch, where it was seen, and changes that must stay green.
+
+`draftproof planted` puts each into the code that runs and expects its own claim to turn red at its pinned example.
+"""
+
+from harness.planting import Bug
+from suites.bugs import drafts
+
+BUGS: tuple[Bug, ...] = (*drafts.BUGS,)
