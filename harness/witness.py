@@ -23,7 +23,13 @@ from harness.checkpoints import CheckpointError
 transformers.utils.logging.disable_progress_bar()
 
 # what transformers 5.17 writes otherwise than published checkpoints and every other reader: (its prefix, published)
-PUBLISHED_NAMES = {"kimi_k25": (("language_model.model.blocks.", "language_model.model.layers."),)}
+PUBLISHED_NAMES = {
+    "kimi_k25": (
+        ("language_model.model.blocks.", "language_model.model.layers."),
+        ("vision_tower.encoder.patch_embed.", "vision_tower.patch_embed."),
+        ("model.mm_projector.", "mm_projector."),
+    )
+}
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModel")
 
 
@@ -149,17 +155,21 @@ class StayWide(TorchFunctionMode):
     """Keep float64 where transformers says float32.
 
     Its norms and softmax go "up" to float32, which is down for a float64 model; a witness that rounds there would
-    be judged by a float32 budget. Rope angles are float32 from the start and stay so.
+    be judged by a float32 budget. Rope angles are float32 from the start and stay so; their cosines are those of
+    `cos`, from which `polar` differs in the last bit.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.polar:
+            length, angle = args
+            return torch.complex(length * angle.cos(), length * angle.sin())
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             if func is Tensor.float:
                 return args[0]
-            if func is Tensor.to and torch.float32 in args[1:]:
+            if func in (Tensor.to, Tensor.type) and torch.float32 in args[1:]:
                 args = tuple(torch.float64 if value is torch.float32 else value for value in args)
             if kwargs.get("dtype") is torch.float32:
                 kwargs["dtype"] = torch.float64

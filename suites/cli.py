@@ -122,6 +122,7 @@ def bench(
     blocks: Annotated[int, typer.Option(help="Blocks of timed turns, each there and back.")] = 10,
     dtype: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; both when absent.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     big: Annotated[bool, typer.Option(help="Also time a random model of 100 M parameters.")] = True,
     profile: Annotated[Profile, typer.Option(help="Of the claims that must hold first.")] = Profile.quick,
     zoo: Zoo = ZOO,
@@ -144,6 +145,7 @@ def bench(
             blocks=blocks,
             dtypes=tuple(dtype or ("float32", "bfloat16")),
             device=device,
+            threads=threads,
             big=big,
             zoo=zoo,
         )

@@ -54,7 +54,7 @@ class TritonLatent(Launches):
         (batch, num_queries, heads, rank), rope, size = q_latent.shape, q_rope.shape[3], cache.shape[1]
         if batch * num_queries >= PREFILL_FROM:
             return self._prefill.attend_latent(q_latent, q_rope, cache, positions, scale, num_slots)
-        t = self._key_tile or latent_tile(q_latent.element_size())
+        t = self._key_tile or latent_tile(heads, q_latent.element_size())
         block_r = max(16, triton.next_power_of_2(rank))
         rows, chunks = batch * num_queries * heads, triton.cdiv(min(num_slots or size, size), t.chunk)
         partial = q_latent.new_empty(rows, chunks, rank, dtype=torch.float32)

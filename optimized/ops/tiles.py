@@ -68,6 +68,6 @@ def key_tile(width: int, element_size: int) -> KeyTile:
     return KeyTile(block_s=64 if width * element_size <= 256 else 32 if width * element_size <= 1024 else 16)
 
 
-def latent_tile(element_size: int) -> KeyTile:
-    """A slot is 512 features that serve as key and as value, so a step takes few of them."""
-    return KeyTile(block_s=32 if element_size == 2 else 16)
+def latent_tile(heads: int, element_size: int) -> KeyTile:
+    """A slot is 512 features that are key and value of every head: few slots a step, and many rows where there are."""
+    return KeyTile(32 if heads >= 32 else 16, 32 if element_size == 2 else 16, 128, 8)

@@ -24,6 +24,23 @@ def route_softmax(scores: Tensor, num_chosen: int, renormalise: bool) -> tuple[T
     return ids, weights.to(scores.dtype)
 
 
+def strongest(strengths: Tensor, num_chosen: int, num_groups: int = 1, num_kept: int = 1, num_best: int = 1) -> Tensor:
+    """The P strongest experts of the groups that are kept; a group is as strong as its best experts together.
+
+    strengths   [B, T, E]
+    num_groups  equal runs of experts
+    num_kept    groups that stay in the choice, the strongest
+    num_best    experts whose strengths add up to a group's
+    ->          [B, T, P]  P = num_chosen
+    """
+    if num_kept < num_groups:
+        grouped = strengths.unflatten(-1, (num_groups, -1))
+        kept = grouped.topk(num_best, -1).values.sum(-1).topk(num_kept, -1).indices
+        lost = torch.ones_like(grouped[..., 0], dtype=torch.bool).scatter(-1, kept, False)
+        strengths = grouped.masked_fill(lost[..., None], float("-inf")).flatten(-2)
+    return strengths.topk(num_chosen, -1).indices
+
+
 def mix(x: Tensor, ids: Tensor, weights: Tensor, experts: Iterable[Callable[[Tensor], Tensor]]) -> Tensor:
     """Run every token through its experts, one expert at a time.
 

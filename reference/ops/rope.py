@@ -166,17 +166,33 @@ def _frequencies(theta: float, dim: int) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def rotate(x: Tensor, positions: Tensor, rope: Rope) -> Tensor:
+def turn_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn every pair of neighbours (x_2i, x_{2i+1}): "interleaved", as in DeepSeek checkpoints.
+
+    x    [..., D]
+    cos  [..., D/2]
+    sin  [..., D/2]
+    ->   [..., D]
+    """
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+
+
+def rotate(x: Tensor, positions: Tensor, rope: Rope, interleaved: bool = False) -> Tensor:
     """Turn the first `rope.dim` features of every head by its position; the rest passes through.
 
-    x          [B, T, N, D]
-    positions  [B, T]
-    ->         [B, T, N, D]
+    x            [B, T, N, D]
+    positions    [B, T]
+    interleaved  a pair is (x_2i, x_{2i+1}) in place of (x_i, x_{i + D/2})
+    ->           [B, T, N, D]
     """
     seen = int(positions.max()) + 1 if rope.kind == "dynamic" else 0
     angle = positions[..., None].float() * rope.frequencies(seen).to(x.device)  # [B, T, R/2]
     angle = torch.cat([angle, angle], -1)[:, :, None]
     cos, sin = (angle.cos() * rope.scale).to(x.dtype), (angle.sin() * rope.scale).to(x.dtype)
     turned, rest = x[..., : rope.dim], x[..., rope.dim :]
+    if interleaved:
+        half = rope.dim // 2
+        return torch.cat([turn_neighbours(turned, cos[..., :half], sin[..., :half]), rest], -1)
     a, b = turned.chunk(2, -1)
     return torch.cat([turned * cos + torch.cat([-b, a], -1) * sin, rest], -1)

@@ -158,7 +158,7 @@ class SiglipAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [I, P, F] -> [I, P, F]"""
         q, k, v = (project(x).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        everyone = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+        everyone = x.new_ones(len(x), x.shape[1], x.shape[1], dtype=torch.bool)
         return self.out_proj(attend(q, k, v, everyone, self.head_dim**-0.5).flatten(2))
 
 

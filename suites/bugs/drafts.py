@@ -110,10 +110,9 @@ def guess_feedback(read: Any) -> Any:
     return lambda keys, eagle, meaning: read(keys, eagle, meaning or "feedback")
 
 
-def bug(
-    name: str, origin: str, at: str, make: Callable[[Any], Any], claim: str = GOLDEN, harmless: bool = False
-) -> Bug:
-    return Bug(name, origin, at if at.startswith(("reference", "suites")) else f"{PAGE}.{at}", make, claim, harmless)
+def bug(name: str, origin: str, at: str, make: Callable[[Any], Any], claim: str = GOLDEN) -> Bug:
+    """A bug of the draft's page, or of another place under `reference`."""
+    return Bug(name, origin, at if at.startswith("reference") else f"{PAGE}.{at}", make, claim)
 
 
 BUGS = (

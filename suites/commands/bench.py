@@ -37,12 +37,14 @@ class Options:
     timed_tokens: int = 48
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     device: str = "cpu"
+    threads: int = 1
+    """of torch: a small pair gains nothing from more, and a neighbour on one of the cores stops them all"""
     big: bool = True
     """also time the random model of 100 M parameters"""
     zoo: Path = ZOO
 
     def __post_init__(self) -> None:
-        for name in ("num_prompts", "num_draft_tokens", "blocks", "timed_prompts"):
+        for name in ("num_prompts", "num_draft_tokens", "blocks", "timed_prompts", "threads"):
             if getattr(self, name) < 1:
                 raise UsageFault(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if min(self.num_tokens, self.timed_tokens) < 4:
@@ -59,6 +61,7 @@ def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], opt
     pairs = shipped(options.zoo)
     # a file that cannot be read is told before minutes of claims
     texts = {pair.name: read(pair, options) for pair in pairs}
+    torch.set_num_threads(options.threads)
     recorder = begin()
     held = gate(desk, recorder, [name for pair in pairs for name in pair.pairs], profile)
     if held.exit != Exit.PASSED:

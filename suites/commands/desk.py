@@ -36,6 +36,9 @@ FAULTS = {
     "KeyboardInterrupt": Exit.MACHINE_FAILED,
 }
 
+WIDTH = 120
+"""of tables that go into a file"""
+
 
 class UsageFault(ValueError):
     """Something was asked for that does not exist; the message names what does."""
@@ -61,7 +64,10 @@ class Desk:
     """The two consoles of one command."""
 
     def __init__(self, is_json: bool = False) -> None:
-        self.out, self.err = Console(stderr=is_json, soft_wrap=True), Console(stderr=True, soft_wrap=True)
+        self.out, self.err = (
+            Console(stderr=stderr, soft_wrap=True, width=None if stream.isatty() else WIDTH)
+            for stderr, stream in ((is_json, sys.stderr if is_json else sys.stdout), (True, sys.stderr))
+        )
 
     def say(self, text: str) -> None:
         """One line for people."""

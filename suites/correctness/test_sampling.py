@@ -261,7 +261,8 @@ def fitness(speculation: OpenSpeculation, want: Tensor, samples: int, num_draft_
         rejected += sum(count == 0 for row in said.accepted for count in row)
         steps += sum(map(len, said.accepted))
     expected = want.flatten() * samples
-    rare = expected < 5
+    # rare texts share a cell with the least common of the others, so that no cell is empty
+    rare = expected <= expected[expected >= 5].min()
     cells = [torch.cat([x[~rare], x[rare].sum()[None]]).numpy() for x in (counts.double(), expected.double())]
     # a law's cells add up to one but for rounding
     return stats.chisquare(cells[0], cells[1] * cells[0].sum() / cells[1].sum()).pvalue, rejected / max(steps, 1)

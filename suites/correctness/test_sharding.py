@@ -1,14 +1,12 @@
-"""Claim: W ranks hold every row once, in the place where its reader looks, and together say what one rank says.
+"""Claim: W ranks hold every row of every weight once, in the place where its reader looks.
 
-Born of SGLang #23976 (a draft was handed the whole table under tensor parallel; its repair splits by ceil(V / W) what
-VocabParallelEmbedding splits with padding), #28343 (captures taken before the all-reduce are partial sums), gpt-fast
-(`output[0]` in the reduce: only the first row is summed) and torchtitan #4245 (a replicated bias added on every rank
-counts W times). The rule is stated twice: offsets in optimized.parallel, one list a rank in harness.sharding.
+Born of SGLang #23976: under tensor parallel a draft was handed the whole table. Its repair splits by ceil(V / W) what
+VocabParallelEmbedding splits with padding: for V = 1000 and W = 4 rank 1 begins with token 250 in one and 256 in the
+other. The rule is stated twice, as offsets in optimized.parallel and as one list a rank in harness.sharding, and
+engines' own numbers stand beside both. What ranks say together: test_ranks.
 """
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
-from math import lcm
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,20 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.checkpoints import CheckpointError, state_of
-from harness.compare import bit_equal, hold
-from harness.contracts import Group
-from harness.groups import run_processes, run_threads
-from harness.sharding import LAYOUTS, ShardError, check_hand_over, join, owner, padded_vocab, split
-from harness.strategies import head_specs, ranks, seeds, vocabs
-from optimized.ops.aten import Aten
-from optimized.parallel import Placement, RowLinear, VocabEmbedding, VocabHead, vocab_run
-from reference.decoding import Generation
-from suites.catalog import PAIRS, open_draft, open_speculation, open_target
-from suites.draws import EVERY_FLAG, LLAMA, Drawn, eagle3_weights, folders, random_tokens, variant
-from suites.opened import OpenSpeculation
-from suites.ranked import speak_as_a_rank
-from suites.scripted import POINTS
+from harness.compare import bit_equal
+from harness.sharding import LAYOUTS, ShardError, check_hand_over, join, owner, split
+from harness.strategies import head_specs, ranks, vocabs
+from optimized.parallel import vocab_run
+from suites.catalog import PAIRS, open_draft, open_target
+from suites.draws import LLAMA, eagle3_weights, folders, variant
 from suites.stand import stand_as
+from suites.teams import FOUR, THREE, TWO, Team, teams
 
 pytestmark = pytest.mark.correctness
 
@@ -162,74 +154,6 @@ def test_a_hand_over_is_refused_where_a_row_would_be_anothers(given: str, taken:
     assert refused(given, taken, vocab, ranks) == (not all(map(torch.equal, here, there)))
 
 
-class Team(NamedTuple):
-    """A couple that a number of ranks can share."""
-
-    ranks: int
-    target: Drawn
-    draft: Drawn
-    own_embedding: bool = True
-
-    def open(self, ranks: int, dtype: torch.dtype = torch.float64) -> OpenSpeculation:
-        """Opened on some ranks, from a folder that is gone afterwards."""
-        with folders(self.target, self.draft, self.own_embedding) as paths:
-            return open_speculation(*paths, side="optimized", dtype=dtype, tp_size=ranks)
-
-    @property
-    def vocab(self) -> int:
-        return self.target.keys["vocab_size"]
-
-    @property
-    def borders(self) -> Tensor:
-        """[M]  the tokens on both sides of every border between ranks, the last one and the first"""
-        first = range(0, self.vocab, padded_vocab(self.vocab, self.ranks) // self.ranks)
-        return torch.tensor(sorted({t for b in (*first, self.vocab) for t in (b - 1, b) if 0 <= t < self.vocab}))
-
-    def text(self, width: int) -> Tensor:
-        """[2, T]  both orders of the borders, and random tokens"""
-        noise = random_tokens(self.vocab, 2, width, self.target.seed)
-        return torch.cat([torch.stack([self.borders, self.borders.flip(0)]), noise], 1)
-
-    @property
-    def prompts(self) -> list[Tensor]:
-        """Of unequal lengths."""
-        first, second = self.text(3)
-        return [first, second[:3]]
-
-
-def team(
-    size: int, kv_heads: int, draft_kv_heads: int, vocab: int, seed: int, own_embedding: bool = True, **flags: Any
-) -> Team:
-    """Few layers, and sizes that `size` ranks divide; query heads are two for each key/value head, or more."""
-    sizes = {"hidden_size": 48, "intermediate_size": 24 * size, "head_dim": 8, "vocab_size": vocab}
-    target = variant(
-        LLAMA,
-        seed,
-        **sizes,
-        num_hidden_layers=3,
-        num_key_value_heads=kv_heads,
-        num_attention_heads=lcm(2 * kv_heads, size),
-    )
-    heads = {"num_key_value_heads": draft_kv_heads, "num_attention_heads": lcm(draft_kv_heads, size)}
-    changes = {**sizes, **heads, "draft_vocab_size": min(vocab, 97), "eagle_config": POINTS, **flags}
-    return Team(size, target, variant(EVERY_FLAG.keys, seed + 1, **changes), own_embedding)
-
-
-@st.composite
-def teams(draw: st.DrawFn) -> Team:
-    """Key/value heads divide over the ranks, or are repeated on them."""
-    size, flag = draw(st.sampled_from([2, 3, 4])), st.booleans()
-    heads = st.sampled_from([*(g for g in range(1, size) if size % g == 0), size, 2 * size])
-    flags = {"norm_before_residual": draw(flag), "mlp_bias": draw(flag), "bias": draw(flag), "fc_norm": draw(flag)}
-    vocab = draw(st.sampled_from([97, 130, 192, 331]))
-    return team(size, draw(heads), draw(heads), vocab, draw(st.integers(0, 2**20)), draw(flag), **flags)
-
-
-# every bias, padding inside and beyond a shard; 4 ranks share 2 heads, and a vocabulary whose last rank has no row
-TWO, THREE = team(2, 2, 1, 331, 1), team(3, 3, 3, 331, 3, own_embedding=False, num_hidden_layers=1, layer_types=None)
-FOUR = team(4, 2, 2, 130, 5)
-
-
 def kind_of(name: str, plan: dict[str, str]) -> str:
     """What the plan of a page says about a parameter."""
     return next((kind for pattern, kind in plan.items() if fnmatchcase(name, pattern)), "replicated")
@@ -265,145 +189,6 @@ def test_a_rank_holds_its_shard_of_every_parameter(pair: str, team: Team) -> Non
             bit_equal(f"{name} of rank {rank}", held[rank][name], want)
 
 
-@pytest.mark.pair("llama-eagle3")
-@given(team=teams())
-@example(team=TWO)
-@example(team=THREE)
-@example(team=FOUR)
-def test_many_ranks_compute_what_one_computes(team: Team) -> None:
-    one, many = team.open(1), team.open(team.ranks)
-    tokens, points = team.text(4), tuple(range(one.target.num_layers + 1))
-    size = {"depth": one.target.num_layers, "width": one.target.config.hidden}
-
-    want, got = (speculation.target(tokens, capture=points) for speculation in (one, many))
-    for name, a, b in zip(got._fields, got, want, strict=True):
-        hold(name, a, b, **size)
-
-    aux, following = want.aux[:, :, list(one.draft.capture_points)], tokens.roll(-1, 1)
-    fused = one.draft.fuse(aux)
-    hold("fuse", many.draft.fuse(aux), fused, depth=1, width=aux[0, 0].numel())
-    step, joined = one.draft(following, fused), many.draft(following, fused)
-    for name, a, b in zip(step._fields, joined, step, strict=True):
-        hold(f"draft {name}", a, b, **size)
-
-
-@pytest.mark.pair("llama")
-@given(team=teams())
-@example(team=TWO)
-@example(team=FOUR)
-def test_every_rank_captures_the_sum(team: Team) -> None:
-    target = team.open(team.ranks).target
-    tokens, points = team.text(2), tuple(range(target.num_layers + 1))
-
-    with torch.no_grad():
-        seen = target.ranks.run(lambda rank: target.modules[rank](tokens, None, points))
-
-    for other in seen[1:]:
-        for name, a, b in zip(other._fields, other, seen[0], strict=True):
-            bit_equal(name, a, b)
-
-
-@pytest.mark.pair("llama-eagle3")
-@given(team=teams(), num_draft_tokens=st.integers(0, 3), temperature=st.sampled_from([0.0, 0.8]))
-@example(team=TWO, num_draft_tokens=3, temperature=0.0)
-@example(team=THREE, num_draft_tokens=2, temperature=0.8)
-def test_many_ranks_say_what_one_says(team: Team, num_draft_tokens: int, temperature: float) -> None:
-    how = (team.prompts, 7, num_draft_tokens, temperature)
-
-    one, many = (team.open(size).generate(*how, seed=3) for size in (1, team.ranks))
-
-    bit_equal("tokens", many.tokens, one.tokens)
-    assert many.accepted == one.accepted
-
-
-@pytest.mark.pair("llama-eagle3")
-@given(team=teams(), num_draft_tokens=st.integers(0, 3))
-@example(team=TWO, num_draft_tokens=3)
-def test_rank_zero_speaks_for_all(team: Team, num_draft_tokens: int) -> None:
-    speculation = team.open(team.ranks)
-
-    def say(rank: int) -> Generation:
-        # other coins on every rank: whatever a rank would draw, rank 0 decides
-        return speculation.engines[rank].generate(team.prompts, 7, num_draft_tokens, 0.8, seed=3 + rank)
-
-    first, *others = speculation.target.ranks.run(say)
-
-    for said in others:
-        bit_equal("tokens", said.tokens, first.tokens)
-        assert said.accepted == first.accepted
-
-
-def on_ranks(ranks: int, make: Callable[[Placement], Any], full: dict[str, Tensor], x: list[Tensor]) -> list[Any]:
-    """What one layer gives on every rank, called with each rank's input."""
-
-    def call(group: Group) -> Any:
-        part = make(Placement(Aten(), group, torch.float64, "cpu"))
-        for name, tensor in full.items():
-            part.load(name, tensor.double())
-        return part(x[group.rank])
-
-    return run_threads(ranks, call)
-
-
-@given(vocab=vocabs(512), ranks=ranks())
-@example(vocab=331, ranks=4)
-@example(vocab=130, ranks=3)
-def test_ids_of_all_ranks_are_looked_up(vocab: int, ranks: int) -> None:
-    table, ids = torch.arange(1, 2 * vocab + 1).view(vocab, 2), torch.arange(vocab)
-
-    rows = on_ranks(ranks, lambda at: VocabEmbedding("table", vocab, 2, at), {"table": table}, [ids] * ranks)
-
-    for found in rows:
-        bit_equal("rows", found, table.double())
-
-
-class Asked(VocabHead):
-    """A head whose call is the argmax, with the gathered logits beside it."""
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [M, H] -> [M], [M, V]"""
-        return self.argmax(x), self.logits(x)
-
-
-@given(vocab=vocabs(512), ranks=ranks(), seed=seeds())
-@example(vocab=331, ranks=4, seed=0)
-@example(vocab=331, ranks=1, seed=0)
-@example(vocab=130, ranks=4, seed=0)
-def test_padding_never_wins_and_the_lowest_of_equals_does(vocab: int, ranks: int, seed: int) -> None:
-    border = torch.arange(0, vocab, padded_vocab(vocab, ranks) // ranks)
-    drawn = random_tokens(vocab, 1, 4, seed)[0]
-    winners = torch.cat([border, (border - 1).clamp(min=0), drawn, torch.tensor([vocab - 1])])
-    # feature m is the logit of question m: every token loses with -2 but the winner, and a padding row would say 0
-    head = torch.full((vocab, len(winners)), -2)
-    head[winners, torch.arange(len(winners))] = -1
-    # a second winner, which is as good and comes first where it is lower
-    rivals = winners.flip(0)
-    head[rivals, torch.arange(len(winners))] = -1
-    x = torch.eye(len(winners), dtype=torch.float64)
-
-    said = on_ranks(ranks, lambda at: Asked("head", vocab, len(winners), at), {"head": head}, [x] * ranks)
-
-    for chosen, logits in said:
-        bit_equal("argmax", chosen, torch.minimum(winners, rivals))
-        bit_equal("logits", logits, head.double().T.contiguous())
-
-
-@given(ranks=ranks(), seed=seeds())
-@example(ranks=2, seed=0)
-@example(ranks=3, seed=0)
-def test_a_replicated_bias_is_added_once(ranks: int, seed: int) -> None:
-    noise = torch.Generator().manual_seed(seed)
-    # whole numbers: sums are exact in any order
-    x, weight, bias = (torch.randint(-9, 10, size, generator=noise) for size in ((3, 4 * ranks), (5, 4 * ranks), (5,)))
-
-    full = {"proj.weight": weight, "proj.bias": bias}
-    shards = [split(x, "row", rank, ranks).double() for rank in range(ranks)]
-    sums = on_ranks(ranks, lambda at: RowLinear("proj", 4 * ranks, 5, True, at), full, shards)
-
-    for total in sums:
-        bit_equal("sum", total, (x @ weight.T + bias).double())
-
-
 @pytest.mark.pair("eagle3")
 @given(team=teams())
 @example(team=TWO)
@@ -426,25 +211,6 @@ def test_a_handed_over_table_has_the_layout_of_its_reader(team: Team) -> None:
     for found, asked in zip(rows, columns, strict=True):
         bit_equal("embedding", found, whole["embed_tokens.weight"])
         bit_equal("head", asked.T.contiguous(), whole["lm_head.weight"])
-
-
-PROCESSES = {"pinned": (TWO,), "quick": (TWO,), "ci": (TWO,), "nightly": (TWO, THREE)}
-
-
-@pytest.mark.pair("llama-eagle3")
-def test_processes_say_what_threads_say(profile: str) -> None:
-    for case in PROCESSES[profile]:
-        threads = case.open(case.ranks)
-        want, points = threads.generate(case.prompts, 6, 3), threads.draft.capture_points
-        aux = threads.target(case.prompts[0][None], capture=points).aux
-
-        with folders(case.target, case.draft, case.own_embedding) as paths:
-            answers = run_processes(case.ranks, speak_as_a_rank, paths, case.prompts, 6, 3)
-
-        for said, captured in answers:
-            bit_equal("tokens", said.tokens, want.tokens)
-            assert said.accepted == want.accepted
-            hold("aux", captured, aux, depth=threads.target.num_layers, width=threads.target.config.hidden)
 
 
 INDIVISIBLE = (

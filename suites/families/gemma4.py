@@ -88,7 +88,7 @@ def gemma4_targets(draw: st.DrawFn, size: str = "dense") -> Drawn:
             "moe_intermediate_size": draw(st.sampled_from([16, 24])),
         }
     if size == "edge":
-        config |= {"hidden_size_per_layer_input": draw(st.sampled_from([4, 6])), "use_double_wide_mlp": draw(flag)}
+        config |= {"hidden_size_per_layer_input": draw(st.sampled_from([8, 12])), "use_double_wide_mlp": draw(flag)}
     return Drawn(json.dumps(config), draw(SEEDS))
 
 
@@ -134,7 +134,7 @@ EDGE = {
     **DENSE,
     "attention_k_eq_v": False,
     "num_global_key_value_heads": None,
-    "hidden_size_per_layer_input": 6,
+    "hidden_size_per_layer_input": 12,
     "num_kv_shared_layers": 3,
     "use_double_wide_mlp": True,
     "use_bidirectional_attention": None,
@@ -227,3 +227,12 @@ PUBLISHED = {
     ),
 }
 """the text models of the published checkpoints, by name"""
+
+TOTALS = {
+    "gemma-4-E2B": 4.63,
+    "gemma-4-E4B": 7.46,
+    "gemma-4-12B": 11.91,
+    "gemma-4-26B-A4B": 25.23,
+    "gemma-4-31B": 30.70,
+}
+"""billions of parameters of these, per-layer tables included, towers not"""

@@ -13,7 +13,8 @@ def gated(gate, up, GELU: tl.constexpr):
     u = gate
     if GELU:
         u = GELU_SLOPE * (gate + 0.044715 * gate * gate * gate)
-    return gate * up / (1.0 + tl.exp(-u))
+    # beyond this the result is zero, and the exponential would be infinite
+    return gate * up / (1.0 + tl.exp(-tl.maximum(u, -80.0)))
 
 
 @triton.jit
@@ -34,5 +35,5 @@ def softcap_kernel(logits, y, width, cap, BLOCK: tl.constexpr):
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width
     z = tl.load(logits + row * width + column, mask=inside, other=0.0).to(tl.float32) / cap
-    tanh = 2.0 / (1.0 + tl.exp(-2.0 * z)) - 1.0
+    tanh = 2.0 / (1.0 + tl.exp(-2.0 * tl.maximum(z, -40.0))) - 1.0
     tl.store(y + row * width + column, (cap * tanh).to(y.dtype.element_ty), mask=inside)

@@ -7,6 +7,18 @@ NOWHERE = tl.constexpr(2147483647)
 
 
 @triton.jit
+def of_best_groups(choice, g, member, SIGMOID: tl.constexpr, SIZE: tl.constexpr, TOP_GROUPS: tl.constexpr):
+    """choice [groups, size], g [groups], member [size]; a group is worth its best expert, or its best two"""
+    best = tl.max(choice, 1)
+    if SIGMOID and SIZE > 1:
+        at = tl.min(tl.where(choice == best[:, None], member[None, :], NOWHERE), 1)
+        best = best + tl.max(tl.where(member[None, :] == at[:, None], float("-inf"), choice), 1)
+    equal = (best[None, :] == best[:, None]) & (g[None, :] < g[:, None])
+    ahead = tl.sum(((best[None, :] > best[:, None]) | equal).to(tl.int32), 1)
+    return tl.where((ahead < TOP_GROUPS)[:, None], choice, float("-inf"))
+
+
+@triton.jit
 def route_kernel(
     scores,
     bias,
@@ -37,7 +49,7 @@ def route_kernel(
     real = (g < GROUPS)[:, None] & (member < SIZE)[None, :]
     logit = tl.load(scores + row * (GROUPS * SIZE) + expert, mask=real, other=float("-inf")).to(tl.float32)
     if SIGMOID:
-        likely = 1.0 / (1.0 + tl.exp(-logit))
+        likely = 1.0 / (1.0 + tl.exp(-tl.maximum(logit, -80.0)))
     else:
         likely = tl.exp(logit - tl.max(logit))
         likely = likely / tl.sum(likely)
@@ -45,14 +57,10 @@ def route_kernel(
     if HAS_BIAS:
         choice = choice + tl.load(bias + expert, mask=real, other=0.0).to(tl.float32)
     choice = tl.where(real, choice, float("-inf"))
+    # places that are no expert would share the number of the next group's first
+    expert = tl.where(real, expert, NOWHERE)
     if TOP_GROUPS < GROUPS:
-        best = tl.max(choice, 1)
-        if SIGMOID and SIZE > 1:
-            at = tl.min(tl.where(choice == best[:, None], member[None, :], NOWHERE), 1)
-            best = best + tl.max(tl.where(member[None, :] == at[:, None], float("-inf"), choice), 1)
-        equal = (best[None, :] == best[:, None]) & (g[None, :] < g[:, None])
-        ahead = tl.sum(((best[None, :] > best[:, None]) | equal).to(tl.int32), 1)
-        choice = tl.where((ahead < TOP_GROUPS)[:, None], choice, float("-inf"))
+        choice = of_best_groups(choice, g, member, SIGMOID, SIZE, TOP_GROUPS)
 
     place = tl.arange(0, BLOCK_P)
     chosen = tl.zeros([BLOCK_P], dtype=tl.int32)
