@@ -121,9 +121,10 @@ def randomize(model: nn.Module, seed: int, spread: float = 0.2) -> None:
                 tensor.add_(spread * noise)
             else:
                 tensor.copy_(noise * tensor.shape[-1] ** -0.5)
-        for module in model.modules():
-            if getattr(module, "scaling", None) == 1.0 and hasattr(module, "q_norm"):
-                module.q_norm.weight.mul_(module.head_dim**-0.5)
+        attention: Any
+        for attention in model.modules():
+            if getattr(attention, "scaling", None) == 1.0 and hasattr(attention, "q_norm"):
+                attention.q_norm.weight.mul_(attention.head_dim**-0.5)
 
 
 def _publish_names(folder: Path, model_type: str) -> None:

@@ -16,9 +16,11 @@ from torch import Tensor
 import optimized.drafts.eagle3
 import optimized.targets.llama
 import reference.drafts.eagle3
+import reference.targets.deepseek
 import reference.targets.gemma3
 import reference.targets.gemma3_mm
 import reference.targets.gemma4
+import reference.targets.kimi_k25
 import reference.targets.llama
 from harness import checkpoints, conventions
 from harness.checkpoints import Checkpoint, CheckpointError, Entry, Ledger, Plan, open_checkpoint, state_of
@@ -47,6 +49,16 @@ PAIRS = {
             (*PAGE, "image"),
         ),
         Pair("gemma4", "target", reference.targets.gemma4, None, "Gemma4Config", "Gemma4Target", PAGE),
+        Pair("deepseek", "target", reference.targets.deepseek, None, "DeepseekConfig", "DeepseekTarget", PAGE),
+        Pair(
+            "kimi_k25",
+            "target",
+            reference.targets.kimi_k25,
+            None,
+            "KimiK25Config",
+            "KimiK25Target",
+            (*PAGE, "image", "video"),
+        ),
         Pair("eagle3", "draft", reference.drafts.eagle3, optimized.drafts.eagle3, "Eagle3Config", "Eagle3Draft", FULL),
     )
 }
@@ -57,6 +69,10 @@ SPECULATIONS = {
 
 TARGET_TYPES = {
     "llama": "llama",
+    "deepseek_v2": "deepseek",
+    "deepseek_v3": "deepseek",
+    "kimi_k2": "deepseek",
+    "kimi_k25": "kimi_k25",
     "gemma3_text": "gemma3",
     "gemma3": "gemma3_mm",
     "gemma4_text": "gemma4",

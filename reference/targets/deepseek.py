@@ -95,7 +95,7 @@ class DeepseekConfig:
     def ignored(self) -> tuple[tuple[str, str], ...]:
         """Tensors that may be there and no forward pass reads: (our name, why)."""
         beyond = range(self.layers, self.layers + self.next_token_layers)
-        return tuple((f"layers.{i}.*", "a next-token layer, which a draft reads and the target does not") for i in beyond)
+        return tuple((f"layers.{i}.*", "a next-token layer: a draft reads it, the target does not") for i in beyond)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], path: str = "") -> "DeepseekConfig":

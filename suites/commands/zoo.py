@@ -25,8 +25,10 @@ def show(desk: Desk, zoo: Path = ZOO) -> Answer:
     desk.table("Shipped weights", head, words)
     for pair in shipped(zoo):
         for case in json.loads((pair.draft / FACTS).read_text())["measured"]["cases"]:
-            desk.say(f"{pair.name}: acceptance length {case['acceptance_length']:.2f} at T={case['temperature']:g} "
-                     "when it was trained")  # fmt: skip
+            desk.say(
+                f"{pair.name}, when it was trained: T={case['temperature']:g}, {case['num_tokens']} tokens: acceptance "
+                f"length {case['acceptance_length']:.2f}, {case['repeated_share']:.2f} of the 4-grams repeated"
+            )
     return Answer(Exit.PASSED, {"shipped": rows})
 
 

@@ -17,6 +17,7 @@ from harness import witness
 from harness.checkpoints import SINGLE, open_checkpoint, rename, save_checkpoint
 from harness.compare import bit_equal, hold
 from harness.pairs import Pair
+from reference.config import ConfigError
 from reference.outputs import TargetOutput
 from suites.catalog import PAIRS, TARGET_TYPES, OpenTarget, open_target
 from suites.draws import Drawn, folders, random_tokens
@@ -196,6 +197,25 @@ def test_the_older_spelling_of_a_config_is_the_newer_one(name: str) -> None:
         newer = witness.build(PUBLISHED[name]).config.to_dict()
 
     assert pair.read_config(PUBLISHED[name]) == pair.read_config(newer)
+
+
+TEXT_KEYS = PINNED_TEXT.keys
+REFUSED = {
+    "final_logit_softcapping": {"text_config": {**TEXT_KEYS, "final_logit_softcapping": 30.0}},
+    "use_bidirectional_attention": {"text_config": {**TEXT_KEYS, "use_bidirectional_attention": True}},
+    "layer_types": {"text_config": {**TEXT_KEYS, "layer_types": ["full_attention"]}},
+    "rope_parameters": {"text_config": {**TEXT_KEYS, "rope_parameters": {"rope_theta": 1e6}}},
+    "tie_word_embeddings": {"tie_word_embeddings": None, "text_config": {**TEXT_KEYS, "tie_word_embeddings": False}},
+    "mm_tokens_per_image": {"mm_tokens_per_image": 16},
+}
+"""what readers disagree on, or what has no mathematics here: key -> change of the pinned config"""
+
+
+@images
+@pytest.mark.parametrize("key", REFUSED)
+def test_what_cannot_be_read_in_one_way_is_refused_and_named(key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        PAIRS["gemma3_mm"].read_config({**PINNED_MULTIMODAL.keys, **REFUSED[key]})
 
 
 @images

@@ -154,7 +154,6 @@ def _published(**facts: Any) -> dict[str, Any]:
         "global_head_dim": 512,
         "layer_types": [FULL if (i + 1) % every == 0 else SLIDING for i in range(layers)],
         "final_logit_softcapping": 30.0,
-        "max_position_embeddings": 262_144,
         "rms_norm_eps": 1e-6,
         "tie_word_embeddings": True,
         **facts,
@@ -166,6 +165,7 @@ def _edge(**facts: Any) -> dict[str, Any]:
         num_attention_heads=8,
         sliding_window=512,
         hidden_size_per_layer_input=256,
+        max_position_embeddings=131_072,
         **facts,
     )
 
@@ -173,6 +173,7 @@ def _edge(**facts: Any) -> dict[str, Any]:
 def _large(**facts: Any) -> dict[str, Any]:
     return _published(
         sliding_window=1024,
+        max_position_embeddings=262_144,
         attention_k_eq_v=True,
         use_bidirectional_attention="vision",
         hidden_size_per_layer_input=0,
