@@ -28,15 +28,23 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
     keys = Keys(config)
     keys.expect("hidden_act", "silu")
     eagle = keys.below("eagle_config")
+    facts = {**_read_body(keys), **_read_norms(keys, eagle, norm_output)}
+    facts["aux_states"] = _read_aux_states(keys, eagle)
+    facts["use_aux_hidden_state"] = eagle.flag("use_aux_hidden_state", True)
+    eagle.finish()
+    keys.finish()
+    return facts
+
+
+def _read_body(keys: Keys) -> dict[str, Any]:
+    """What a draft shares with any decoder."""
     heads, kv_heads, head_dim = keys.heads()
     layers, attention_bias = keys.count("num_hidden_layers", 1), keys.flag("attention_bias")
-    qwen3 = keys.get("model_type") == "qwen3" or not QWEN3.isdisjoint(keys.names("architectures"))
     vocab = keys.count("vocab_size")
     draft_vocab = keys.count("draft_vocab_size", vocab)
     if draft_vocab > vocab:
         raise ConfigError(f"config key 'draft_vocab_size' is {draft_vocab}, more than 'vocab_size', {vocab}")
-    head, feedback = _read_norm_output(keys, eagle, norm_output)
-    facts: dict[str, Any] = {
+    return {
         "vocab": vocab,
         "draft_vocab": draft_vocab,
         "hidden": keys.count("hidden_size"),
@@ -46,19 +54,9 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
         "head_dim": head_dim,
         "rope": Rope.from_hf(keys.rope(), head_dim),
         "layers": layers,
-        "aux_states": _read_aux_states(keys, eagle),
         "target_hidden": keys.count("target_hidden_size", 0, least=0),
         "eps": keys.number("rms_norm_eps", 1e-6),
-        "use_aux_hidden_state": eagle.flag("use_aux_hidden_state", True),
-        "fc_norm": _agree("fc_norm", keys.flag("fc_norm", None), keys.flag("use_aux_norm", None)),
-        "norm_before_fc": _agree(
-            "norm_before_fc", keys.flag("norm_before_fc", None), eagle.flag("norm_before_fc", None)
-        ),
-        "norm_before_residual": keys.flag("norm_before_residual"),
-        "norm_before_head": head,
-        "feedback_normed": feedback,
-        "later_norm": eagle.get("later_norm", "input_layernorm"),
-        "qk_norm": qwen3,
+        "qk_norm": keys.get("model_type") == "qwen3" or not QWEN3.isdisjoint(keys.names("architectures")),
         "qkv_bias": attention_bias,
         "o_bias": attention_bias,
         "mlp_bias": keys.flag("mlp_bias"),
@@ -67,9 +65,21 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
         "windows": _read_windows(keys, layers),
         "tied_head": keys.flag("tie_word_embeddings"),
     }
-    eagle.finish()
-    keys.finish()
-    return facts
+
+
+def _read_norms(keys: Keys, eagle: Keys, norm_output: str | None) -> dict[str, Any]:
+    """Which norms stand where."""
+    fc_norms = keys.flag("fc_norm", None), keys.flag("use_aux_norm", None)
+    whole_norms = keys.flag("norm_before_fc", None), eagle.flag("norm_before_fc", None)
+    head, feedback = _read_norm_output(keys, eagle, norm_output)
+    return {
+        "fc_norm": _agree("fc_norm", *fc_norms),
+        "norm_before_fc": _agree("norm_before_fc", *whole_norms),
+        "norm_before_residual": keys.flag("norm_before_residual"),
+        "norm_before_head": head,
+        "feedback_normed": feedback,
+        "later_norm": eagle.get("later_norm", "input_layernorm"),
+    }
 
 
 def _flatten_speculators(config: dict[str, Any]) -> dict[str, Any]:

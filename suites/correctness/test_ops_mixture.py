@@ -28,9 +28,8 @@ TRITON = Triton(16, Tile(16, 32, 32, 4, 2), KeyTile(16, 16, 32, 4, 2))
 FEW = [Case(TRITON, dtype, "cuda") for dtype in (torch.float32, torch.bfloat16)] if GPU else []
 FEW = FEW or [Case(TRITON, torch.float32, "cpu")]
 EXACT = [*(Case(Aten(exact=True), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)), *FEW]
-every_form = pytest.mark.parametrize(
-    "case", [Case(Aten(), torch.float64, "cpu"), Case(Aten(), torch.bfloat16, "cpu"), *FEW], ids=named
-)
+PLAIN = [Case(Aten(), dtype, "cpu") for dtype in (torch.float64, torch.bfloat16)]
+every_form = pytest.mark.parametrize("case", [*PLAIN, EXACT[0], *FEW], ids=named)
 every_exact_form = pytest.mark.parametrize("case", EXACT, ids=named)
 acts = st.sampled_from(["silu", "gelu_tanh"])
 rows = st.integers(1, 2)
@@ -63,7 +62,8 @@ def test_the_likeliest_experts_are_chosen(
     wide = case.ops.route_softmax(scores, num_chosen, renormalise, scale, wide=True)
 
     for row, likely in enumerate(scores.double().softmax(-1).tolist()):
-        best = sorted(range(11), key=lambda e: (-round(likely[e], 12), e))[:num_chosen]
+        order = scores[row].tolist()
+        best = sorted(range(11), key=lambda e: (-order[e], e))[:num_chosen]
         total = sum(likely[e] for e in best) if renormalise else 1
         factors = scale.double().tolist() if scaled else [1] * 11
         hold_route(case, got, [(e, likely[e] / total * factors[e]) for e in best], row)
@@ -89,14 +89,16 @@ def test_experts_are_chosen_from_the_best_groups(
     case: Case, seed: int, num_rows: int, shape: tuple[int, int], sigmoid: bool
 ) -> None:
     noise = generator(seed)
-    scores, bias = case.normal(noise, num_rows, 12), case.normal(noise, 12) if sigmoid else None
+    # whole numbers are full of ties; a bias would make them near ones, which rounding decides
+    scores = case.normal(noise, num_rows, 12) if sigmoid else case.whole(noise, num_rows, 12)
+    bias = case.normal(noise, 12) if sigmoid else None
     kind = "sigmoid" if sigmoid else "softmax"
 
     got = case.ops.route_grouped(scores, bias, *shape, 3, sigmoid, 2.5, kind)
 
     wide = scores.double()
     likely = wide.sigmoid() if sigmoid else wide.softmax(-1)
-    choice = likely + (bias.double() if sigmoid else 0)
+    choice = likely + bias.double() if sigmoid else wide
     for row in range(num_rows):
         inside = grouped(choice[row].tolist(), *shape, 1 + sigmoid)
         best = sorted(inside, key=lambda e: (-choice[row, e].item(), e))[:3]
@@ -131,7 +133,7 @@ def mixture(case: Case, seed: int, num_rows: int, hidden: int, width: int) -> tu
 
 
 @every_form
-@given(seed=seeds(), num_rows=rows, hidden=st.integers(1, 32), width=st.integers(1, 32), act=acts)
+@given(seed=seeds(), num_rows=rows, hidden=st.integers(8, 32), width=st.integers(8, 32), act=acts)
 @example(seed=0, num_rows=2, hidden=33, width=34, act="gelu_tanh")
 def test_a_row_is_the_weighted_sum_of_its_experts(
     case: Case, seed: int, num_rows: int, hidden: int, width: int, act: str
