@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Build on the meta device, without initial values, and without searching tens of thousands of modules for garbage."""
+    """Build on the meta device, without initial values, and without a search for garbage among thousands of modules."""
     collecting = gc.isenabled()
     gc.disable()
     try:

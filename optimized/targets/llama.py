@@ -82,6 +82,9 @@ class LlamaLayer:
 class LlamaTarget(PackedModel):
     """One rank's share of the whole target."""
 
+    layer: type = LlamaLayer
+    """targets that differ from Llama in their layers alone name their own"""
+
     def __init__(
         self, c: LlamaConfig, ops: Ops, group: Group, dtype: torch.dtype, device: torch.device | str = "cpu"
     ) -> None:
@@ -89,7 +92,7 @@ class LlamaTarget(PackedModel):
         at = self.at = Placement(ops, group, dtype, torch.device(device))
         self.c = c
         self.embed_tokens = self.own(VocabEmbedding("embed_tokens.weight", c.vocab, c.hidden, at))
-        self.layers = [LlamaLayer(c, i, self, at) for i in range(c.layers)]
+        self.layers = [self.layer(c, i, self, at) for i in range(c.layers)]
         self.norm = self.own(Norm("norm.weight", c.hidden, c.eps, at))
         tied = self.embed_tokens if c.tied_head else None
         self.lm_head = self.own(VocabHead("lm_head.weight", c.vocab, c.hidden, at, tied))

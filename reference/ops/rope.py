@@ -105,7 +105,8 @@ class Rope:
         if self.kind == "proportional":
             return torch.cat([plain[: self.pairs], plain.new_zeros(self.dim // 2 - self.pairs)]) / self.factor
         if self.kind == "dynamic" and seen > self.original_length:
-            stretch = self.factor * seen / self.original_length - (self.factor - 1)
+            # in float32, as transformers has it: frequencies are facts of the checkpoint to the last bit
+            stretch = self.factor * torch.tensor(seen) / self.original_length - (self.factor - 1)
             return _frequencies(self.theta * stretch ** (self.dim / (self.dim - 2)), self.dim)
         if self.kind == "llama3":
             return self._llama3(plain)
@@ -162,7 +163,7 @@ def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _frequencies(theta: float, dim: int) -> Tensor:
+def _frequencies(theta: float | Tensor, dim: int) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 

@@ -43,6 +43,7 @@ def deepseek_targets(
     models: tuple[str, ...] = (SECOND, THIRD),
     max_layers: int = 5,
     kinds: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn"),
+    query_ranks: tuple[int | None, ...] = (None, 24),
 ) -> Drawn:
     """A target: with q-LoRA and without, any groups, all layers dense to none."""
     model, flag, layers = draw(st.sampled_from(models)), st.booleans(), draw(st.integers(1, max_layers))
@@ -58,7 +59,7 @@ def deepseek_targets(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
-        "q_lora_rank": draw(st.sampled_from([None, 24])),
+        "q_lora_rank": draw(st.sampled_from(query_ranks)),
         "kv_lora_rank": draw(st.sampled_from([16, 32])),
         "qk_nope_head_dim": draw(st.sampled_from([8, 16])),
         "qk_rope_head_dim": draw(st.sampled_from([4, 8])),
