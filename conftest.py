@@ -37,7 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--profile", choices=PROFILES, default="ci", help="how many draws each claim makes")
     group.addoption("--records", metavar="FILE", help="append one record a claim to this JSONL file")
     group.addoption("--run-id", metavar="ULID", help="the run that the records belong to")
-    group.addoption("--pair", action="append", default=[], metavar="NAME", help="only claims that speak about this pair")
+    group.addoption(
+        "--pair", action="append", default=[], metavar="NAME", help="only claims that speak about this pair"
+    )
     group.addoption("--require", default="", metavar="gpu,...", help="a skip for want of one of these is a failure")
 
 

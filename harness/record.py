@@ -24,6 +24,7 @@ GATES = ("passed", "failed", "not_run")
 STATUSES = ("passed", "failed", "skipped", "error")
 VERDICTS = ("SAME", "BETTER", "WORSE", "UNCLEAR", "INVALID")
 BETTER = ("up", "down", "none")
+ACCEPTANCES = ("real", "forced", "oracle")
 ABOVE_ZERO = ("s", "ms", "us", "tokens/s")
 """units of which nothing can be zero"""
 
@@ -96,6 +97,10 @@ class Case(Observation):
     num_draft_tokens: int = 0
     """0 is plain decoding"""
     temperature: float = 0.0
+    acceptance: str = "real"
+    """who decides what is kept: the target (real), fixed rates (forced), or a draft that is told the text (oracle)"""
+    forced_rates: tuple[float, ...] = ()
+    """of forced acceptance: unconditional, one a draft position"""
     variant: str = ""
     """what differs from the pair as published, such as "layer ids + 1" """
     capture_points: tuple[int, ...] = ()
@@ -111,6 +116,13 @@ class Case(Observation):
 
     def hold(self) -> None:
         _among("gate", self.gate, GATES)
+        _among("acceptance", self.acceptance, ACCEPTANCES)
+        forced = self.num_draft_tokens if self.acceptance == "forced" else 0
+        if len(self.forced_rates) != forced or (self.acceptance == "forced" and not forced):
+            raise RecordError(
+                f"{self.pair}: {self.acceptance} acceptance of {self.num_draft_tokens} drafts has {forced} forced "
+                f"rates, got {self.forced_rates}; plain decoding forces nothing"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +198,8 @@ class Accept(Observation):
 
     def hold(self) -> None:
         _needs_green(self.case)
+        if self.case.acceptance != "real":
+            raise RecordError(f"{self.prompt}: {self.case.acceptance} acceptance is chosen, so it is not measured")
         if self.num_draft_tokens != self.case.num_draft_tokens:
             raise RecordError(f"{self.prompt}: K is {self.num_draft_tokens}, its case has {self.case.num_draft_tokens}")
         if any(not 0 <= a <= self.num_draft_tokens for a in self.accepted):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import optimized.drafts.eagle3
 import optimized.targets.llama
+import optimized.targets.qwen3_moe
 import reference.drafts.eagle3
 import reference.targets.deepseek
 import reference.targets.gemma3
@@ -22,6 +23,7 @@ import reference.targets.gemma3_mm
 import reference.targets.gemma4
 import reference.targets.kimi_k25
 import reference.targets.llama
+import reference.targets.qwen3_moe
 from harness import checkpoints, conventions
 from harness.checkpoints import Checkpoint, CheckpointError, Entry, Ledger, Plan, open_checkpoint, state_of
 from harness.conventions import LayerIds
@@ -59,6 +61,15 @@ PAIRS = {
             "KimiK25Target",
             (*PAGE, "image", "video"),
         ),
+        Pair(
+            "qwen3_moe",
+            "target",
+            reference.targets.qwen3_moe,
+            optimized.targets.qwen3_moe,
+            "Qwen3MoeConfig",
+            "Qwen3MoeTarget",
+            FULL,
+        ),
         Pair("eagle3", "draft", reference.drafts.eagle3, optimized.drafts.eagle3, "Eagle3Config", "Eagle3Draft", FULL),
     )
 }
@@ -77,6 +88,7 @@ TARGET_TYPES = {
     "gemma3": "gemma3_mm",
     "gemma4_text": "gemma4",
     "gemma4_unified_text": "gemma4",
+    "qwen3_moe": "qwen3_moe",
 }
 """`model_type` of a target's config -> pair"""
 

@@ -67,9 +67,7 @@ FIXED_ROPES = ("default", "linear", "llama3", "yarn")
 
 
 @st.composite
-def ropes(
-    draw: st.DrawFn, kinds: tuple[str, ...] = ALL_ROPES
-) -> dict[str, Any]:
+def ropes(draw: st.DrawFn, kinds: tuple[str, ...] = ALL_ROPES) -> dict[str, Any]:
     """`rope_parameters` of a config."""
     rope = draw(st.sampled_from([r for r in ROPES if r["rope_type"] in kinds]))
     return {**rope, "rope_theta": draw(st.sampled_from([100.0, 10_000.0, 500_000.0]))}

@@ -4,6 +4,6 @@
 """
 
 from harness.planting import Bug
-from suites.bugs import drafts, loading, loop, ranks
+from suites.bugs import drafts, harmless, loading, loop, ranks
 
-BUGS: tuple[Bug, ...] = (*drafts.BUGS, *loading.BUGS, *ranks.BUGS, *loop.BUGS)
+BUGS: tuple[Bug, ...] = (*drafts.BUGS, *loading.BUGS, *ranks.BUGS, *loop.BUGS, *harmless.BUGS)

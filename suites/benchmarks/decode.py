@@ -6,7 +6,7 @@ arm said untimed. Phases (draft, verify, accept) are timed apart, in turns with 
 measure of a verify: on a CPU a float32 product of a few rows may cost more than of one, and a draft must earn it.
 
 Acceptance is real where the weights are trained. Otherwise it is forced to `FORCED` (unconditional rates), every
-computation still done; the case says so in `variant`, and the two are never put into one table.
+computation still done; the case says so in `acceptance`, and the two are never put into one table.
 """
 
 from collections.abc import Callable, Sequence
@@ -223,7 +223,7 @@ def split(race: Race, plain: Phased, speculative: Phased, cases: dict[str, Case]
 
 def _case(race: Race, arm: str, form: str) -> Case:
     drafts = race.num_draft_tokens if arm == SPECULATIVE else 0
-    forced = f"forced acceptance {'/'.join(f'{rate:g}' for rate in FORCED)}"
+    is_forced = race.is_forced and drafts > 0
     return race.pair.case(
         gate="passed",
         method=race.pair.speculation.draft if drafts else "",
@@ -232,7 +232,8 @@ def _case(race: Race, arm: str, form: str) -> Case:
         dtype=str(race.dtype).removeprefix("torch."),
         device=race.device,
         num_draft_tokens=drafts,
-        variant=forced if drafts and race.is_forced else "",
+        acceptance="forced" if is_forced else "real",
+        forced_rates=FORCED if is_forced else (),
     )
 
 

@@ -187,15 +187,15 @@ def test_three_arms_take_turns_over_the_same_text(pair: Located) -> None:
     assert set(found.ratios) == {"plain / transformers", "speculative / transformers", "speculative / plain"}
     assert {s.metric for s in found.samples} == {"decode", "cycle", "draft", "verify", "accept", "verify_cost"}
     assert found.verify_cost > 0
-    assert not any(s.case.variant for s in found.samples)
+    assert {s.case.acceptance for s in found.samples} == {"real"}
 
 
 def test_forced_acceptance_is_named_in_its_case_alone(pair: Located) -> None:
     samples = decode.run(race(pair, is_forced=True)).samples
 
-    variants = {s.case.variant for s in samples if s.case.num_draft_tokens}
-    assert variants == {"forced acceptance 0.73/0.521/0.355"}
-    assert {s.case.variant for s in samples if not s.case.num_draft_tokens} == {""}
+    drafting = {(s.case.acceptance, s.case.forced_rates) for s in samples if s.case.num_draft_tokens}
+    assert drafting == {("forced", (0.730, 0.521, 0.355))}
+    assert {s.case.acceptance for s in samples if not s.case.num_draft_tokens} == {"real"}
 
 
 def test_a_timed_run_that_says_something_else_ends_the_race(pair: Located) -> None:
