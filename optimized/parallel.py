@@ -227,10 +227,10 @@ class VocabEmbedding(Part):
         self.first = None if at.group.size == 1 else at.group.rank * self.weight.shape[0]
         self.place(name, self.weight, (vocab, hidden), self.run)
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def __call__(self, ids: Tensor, scale: float | None = None) -> Tensor:
         """ids [M] -> [M, H]"""
         # one rank gives the row, the others zeros: exact in any order of adding
-        return self.group.all_reduce(self.ops.embed(ids, self.weight, self.first))
+        return self.group.all_reduce(self.ops.embed(ids, self.weight, self.first, scale))
 
 
 class VocabHead(Part):
@@ -305,14 +305,14 @@ class QKVLinear(Part):
 class GateUpLinear(Part):
     """The gate and up projections of this rank as one weight, gate | up, and their activation."""
 
-    def __init__(self, prefix: str, into: int, out: int, bias: bool, at: Placement) -> None:
+    def __init__(self, prefix: str, into: int, out: int, bias: bool, at: Placement, act: str = "silu") -> None:
         super().__init__(at)
-        run = equal_run(out, at.group.rank, at.group.size, "intermediate features")
+        run, self.act = equal_run(out, at.group.rank, at.group.size, "intermediate features"), act
         _stack(self, [(prefix + "gate_proj", out, run), (prefix + "up_proj", out, run)], into, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, H] -> [M, I/W]"""
-        return self.ops.gate_up_act(x, self.matrix, self.bias)
+        return self.ops.gate_up_act(x, self.matrix, self.bias, self.act)
 
 
 class RowLinear(Part):

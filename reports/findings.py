@@ -1,7 +1,9 @@
 """What the checks of a record say: the sentence at the top, the ledger, the rig, the table and the failures."""
 
 import math
+import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from harness.record import Check, Planted, Sample
@@ -9,6 +11,8 @@ from reports.store import Records
 
 # the first of these that occurs names a cell
 SEVERITY = ("failed", "error", "passed", "skipped")
+# a test's node id: the file is the claim, the name a true sentence, what stands in brackets one case of it
+NODE_ID = re.compile(r"(?:.*/)?test_(?P<file>\w+)\.py::(?:\w+::)*test_(?P<test>\w+)(?:\[(?P<case>.*)\])?", re.DOTALL)
 
 
 class Headline(NamedTuple):
@@ -36,6 +40,7 @@ class Cell(NamedTuple):
     text: str
     heat: float
     """share of the error budget, cut at 1"""
+    count: int
     title: str
 
 
@@ -55,13 +60,31 @@ class Score(NamedTuple):
     """what was planted, the outcome in words, whether it is the right one"""
 
 
+def claim_of(name: str) -> str:
+    """The claim that a check belongs to: the words of its file's name, or its own name where that is no node id."""
+    found = NODE_ID.fullmatch(name)
+    return found["file"].replace("_", " ") if found else name
+
+
+def sentence_of(name: str) -> str:
+    """The claim and the sentence that a test proves of it."""
+    found = NODE_ID.fullmatch(name)
+    return f"{claim_of(name)}: {found['test'].replace('_', ' ')}" if found else name
+
+
+def place_of(name: str) -> str:
+    """The same with the one case that was drawn or listed."""
+    found = NODE_ID.fullmatch(name)
+    return sentence_of(name) + (f" [{found['case']}]" if found and found["case"] else "")
+
+
 def headline(records: Records) -> Headline:
     """The verdict in one sentence, the gravest finding first."""
     count = Counter(check.status for check in records.checks)
     ran = count["passed"] + count["failed"]
     if count["failed"]:
         first = next(check for check in records.checks if check.status == "failed")
-        claims = len({check.claim for check in records.checks if check.status == "failed"})
+        claims = len({claim_of(check.claim) for check in records.checks if check.status == "failed"})
         sentence = f"{count['failed']} of {_counted(ran, 'check')} failed, in {_counted(claims, 'claim')}."
         return Headline("bad", sentence, "Run the first failure again:", first.replay)
     if count["error"]:
@@ -103,7 +126,11 @@ def _compared(records: Records, passed: str) -> Headline | None:
 
 def ledger(records: Records) -> list[Debt]:
     """What did not run, and why; a skip is a debt, not a pass."""
-    skipped = Counter((check.claim, check.reason) for check in records.checks if check.status == "skipped")
+    skipped = Counter(
+        (place_of(check.claim), check.reason.removeprefix("Skipped: "))
+        for check in records.checks
+        if check.status == "skipped"
+    )
     debts = [Debt(f"claim {claim}", count, reason) for (claim, reason), count in skipped.items()]
     red = Counter((case.pair, case.gate) for case in records.cases if case.gate != "passed")
     for (pair, gate), count in red.items():
@@ -139,13 +166,13 @@ def rig(records: Records) -> list[tuple[str, str]]:
     return facts
 
 
-def table(records: Records) -> Table:
-    """Claims by pairs; a claim that is held to no pair has the column "all"."""
+def table(records: Records, row_of: Callable[[str], str] = claim_of) -> Table:
+    """Claims (or what `row_of` makes of a check's name) by pairs; what is held to no pair has the column "all"."""
     pairs = sorted({check.pair for check in records.checks})
-    claims = list(dict.fromkeys(check.claim for check in records.checks))
+    claims = sorted({row_of(check.claim) for check in records.checks})
     cells: dict[tuple[str, str], list[Check]] = {}
     for check in records.checks:
-        cells.setdefault((check.claim, check.pair), []).append(check)
+        cells.setdefault((row_of(check.claim), check.pair), []).append(check)
     rows = [(claim, [_cell(cells.get((claim, pair), [])) for pair in pairs]) for claim in claims]
     return Table([pair or "all" for pair in pairs], rows)
 
@@ -187,14 +214,14 @@ def _cell(checks: list[Check]) -> Cell | None:
     status = next(kind for kind in SEVERITY if statuses[kind])
     title = ", ".join(f"{number} {kind}" for kind, number in statuses.items())
     if status == "skipped":
-        return Cell(status, "skipped", 0.0, f"{title}: {checks[0].reason}")
+        return Cell(status, "skipped", 0.0, len(checks), f"{title}: {checks[0].reason}")
     used = max((check.used for check in checks if check.used is not None), default=None)
     text = share(used)
     if status != "passed":
         text = status if used is None else f"{status}, {text}"
     elif statuses["skipped"]:
         text += f", {statuses['skipped']} skipped"
-    return Cell(status, text, min(1.0, used or 0.0), title)
+    return Cell(status, text, min(1.0, used or 0.0), len(checks), title)
 
 
 def _worst(check: Check) -> str:
@@ -221,9 +248,10 @@ def _gpu_words(gpu: dict[str, Any]) -> str:
 
 
 def _clock_words(samples: list[Sample]) -> str:
-    seen = [s.telemetry for s in samples if s.telemetry.get("available")]
+    told = [s.telemetry.get("gpu", s.telemetry) for s in samples]
+    seen = [t for t in told if t.get("available")]
     if not seen:
-        reasons = {s.telemetry.get("reason", "") for s in samples} or {"no telemetry in this record"}
+        reasons = {t.get("reason") or "no reason recorded" for t in told} or {"no telemetry in this record"}
         return f"not measured ({', '.join(sorted(reasons))})"
     clocks = [t["sm_mhz"] for t in seen if t.get("sm_mhz")]
     span = (

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.record import Accept, Case, Sample
+from harness.record import ACCEPTANCES, Accept, Case, Sample
 from reports import figures, statistics
 from reports.figures import Curve, Plot
 from reports.statistics import Arm, Interval
@@ -19,6 +19,19 @@ LOSS = "draft_loss_"
 """begins the metrics of teacher-forced loss, one a draft step"""
 APART = 3.0
 """standard errors from which two capture points count as told apart"""
+
+Way = tuple[str, tuple[float, ...]]
+"""how acceptance came about: real, forced or oracle, and the rates that were forced"""
+RACE = ("run", "pair", "batch", "dtype", "device")
+"""what arms share that were timed against each other"""
+TITLES = {"real": "Real acceptance", "forced": "Forced acceptance", "oracle": "Oracle draft"}
+NOTES = {
+    "real": "The target decided which drafts were kept, as in serving.",
+    "forced": "The target did not decide here: by chance, a verify step kept its drafts at the rates {} "
+    "(unconditional, one a draft position), while every computation of draft, verify and accept was still done. Such a "
+    "speed says what the machinery would reach at that acceptance; it says nothing about a draft.",
+    "oracle": "The draft was told the target's text, so every draft is kept: a bound that no real draft reaches.",
+}
 
 # facts that a label names only where two labels would be equal without them
 FACTS: dict[str, Callable[[Case], str]] = {
@@ -42,6 +55,8 @@ class Section(NamedTuple):
     head: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     plots: tuple[Plot, ...] = ()
+    title: str = ""
+    note: str = ""
 
 
 class Reading(NamedTuple):
@@ -119,13 +134,31 @@ def separation(records: Records) -> Section:
     return Section("", ("", "capture points", "worse by", "95 % interval", "standard errors"), tuple(rows), plots)
 
 
-def speed(records: Records) -> Section:
-    """Tokens/s as ratios to transformers of the same run, the raw values by block, the phases of a cycle."""
-    raw = _by_case(s for s in records.samples if s.metric == "decode" and s.unit == "tokens/s")
-    phases = _phases([s for s in records.samples if s.metric in (*PHASES, "cycle")])
-    if not raw:
-        why = "not measured: no decode was timed in this record (draftproof bench decode)"
-        return Section("", plots=phases) if phases else Section(why)
+def speeds(records: Records) -> tuple[Section, ...]:
+    """One section a way of accepting: tokens/s as ratios to transformers, raw values by block, phases of a cycle.
+
+    Real, forced and oracle acceptance answer different questions, so they share no table and no plot.
+    """
+    timed = [s for s in records.samples if s.metric in (*PHASES, "cycle") or _is_speed(s)]
+    if not timed:
+        return (Section("not measured: no decode was timed in this record (draftproof bench decode)"),)
+    ways: dict[Way, list[Sample]] = {}
+    races: dict[tuple[Any, ...], list[Way]] = {}
+    for case in (s.case for s in timed if s.case.num_draft_tokens):
+        found = races.setdefault(_race(case), [])
+        found += [way for way in [_way(case)] if way not in found]
+    for s in timed:
+        # what drafts nothing stands beside every way that raced against it
+        beside = [_way(s.case)] if s.case.num_draft_tokens else races.get(_race(s.case), [_way(s.case)])
+        for way in beside:
+            ways.setdefault(way, []).append(s)
+    ordered = sorted(ways, key=lambda way: (ACCEPTANCES.index(way[0]), way[1]))
+    return tuple(_speed(way, ways[way], f"{way[0]}-{i}") for i, way in enumerate(ordered, 1))
+
+
+def _speed(way: Way, samples: Sequence[Sample], name: str) -> Section:
+    """Everything timed under one way of accepting."""
+    raw = _by_case(s for s in samples if _is_speed(s))
     names = _labels([case for case, _ in raw.values()])
     ratios: dict[str, Interval] = {}
     rows = []
@@ -141,16 +174,23 @@ def speed(records: Records) -> Section:
     plots = []
     if ratios:
         plots.append(figures.forest(
-            "ratios", "Speed, as a ratio to transformers", ratios, "tokens/s over transformers",
+            f"ratios-{name}", "Speed, as a ratio to transformers", ratios, "tokens/s over transformers",
             "Generate of the same run: median ratio of paired blocks, 95 % interval over blocks.", ratio=True,
         ))  # fmt: skip
     strips = {names[_key(case)]: dict(enumerate(blocks.values())) for case, blocks in raw.values()}
-    plots.append(figures.strips(
-        "strips", "Every raw value, by block", strips, "tokens/s",
-        "One row of dots a block, the first at the top; a tick marks the median of the block.",
-    ))  # fmt: skip
-    head = ("", "tokens/s", "ratio", "95 % interval", "blocks")
-    return Section("", head, tuple(rows), (*plots, *phases))
+    if strips:
+        plots.append(figures.strips(
+            f"strips-{name}", "Every raw value, by block", strips, "tokens/s",
+            "One row of dots a block, the first at the top; a tick marks the median of the block.",
+        ))  # fmt: skip
+    plots += _phases([s for s in samples if not _is_speed(s)], f"phases-{name}")
+    head = ("", "tokens/s", "ratio", "95 % interval", "blocks") if rows else ()
+    return Section("", head, tuple(rows), tuple(plots), TITLES[way[0]], _note(way))
+
+
+def _note(way: Way) -> str:
+    """What the speeds below mean, in plain words."""
+    return NOTES[way[0]].format(", ".join(f"{rate:.3f}" for rate in way[1]))
 
 
 def arms(accepts: Sequence[Accept]) -> list[Measured]:
@@ -216,7 +256,8 @@ def _by_loss(samples: Sequence[Sample]) -> list[Reading]:
 
 def _but_reading(case: Case) -> tuple[Any, ...]:
     """Everything that two readings of one checkpoint share."""
-    same = ("run", "pair", "impl", "form", "dtype", "device", "tp", "batch", "num_draft_tokens", "temperature")
+    same = ("run", "pair", "impl", "form", "dtype", "device", "tp", "batch", "num_draft_tokens", "temperature",
+            "acceptance", "forced_rates")  # fmt: skip
     return tuple(getattr(case, f) for f in same)
 
 
@@ -258,7 +299,7 @@ def _acceptance_plots(found: Sequence[Measured], part: int, suffix: str) -> list
     return plots
 
 
-def _phases(samples: Sequence[Sample]) -> tuple[Plot, ...]:
+def _phases(samples: Sequence[Sample], name: str) -> tuple[Plot, ...]:
     """One bar a case whose draft, verify and accept were timed apart."""
     medians: dict[tuple[str, str], dict[str, float]] = {}
     cases = {_key(s.case): s.case for s in samples}
@@ -277,7 +318,7 @@ def _phases(samples: Sequence[Sample]) -> tuple[Plot, ...]:
     unit = next(s.unit for s in samples if s.metric in PHASES)
     note = "Medians of phases timed apart."
     note += f" Their sum over the whole cycle: {', '.join(whole)}." if whole else " The whole cycle was not timed."
-    return (figures.stacks("phases", "Where a cycle's time goes", rows, unit, note),)
+    return (figures.stacks(name, "Where a cycle's time goes", rows, unit, note),)
 
 
 def _by_case(samples: Iterable[Sample]) -> dict[tuple[str, str], tuple[Case, dict[tuple[int, int], list[float]]]]:
@@ -291,13 +332,24 @@ def _by_case(samples: Iterable[Sample]) -> dict[tuple[str, str], tuple[Case, dic
 
 def _baseline(case: Case, raw: dict[tuple[str, str], tuple[Case, Any]]) -> Any:
     """Plain transformers of the same run, pair and batch; None if it was not timed."""
-    same = ("run", "pair", "batch", "dtype", "device")
     fits = [
         (other.num_draft_tokens, place, blocks)
         for place, (other, blocks) in enumerate(raw.values())
-        if other.impl == BASELINE and all(getattr(other, f) == getattr(case, f) for f in same)
+        if other.impl == BASELINE and _race(other) == _race(case)
     ]
     return min(fits, key=lambda fit: fit[:2])[2] if fits else None
+
+
+def _race(case: Case) -> tuple[Any, ...]:
+    return tuple(getattr(case, f) for f in RACE)
+
+
+def _way(case: Case) -> Way:
+    return case.acceptance, case.forced_rates
+
+
+def _is_speed(sample: Sample) -> bool:
+    return sample.metric == "decode" and sample.unit == "tokens/s"
 
 
 def _labels(cases: Sequence[Case], always: tuple[str, ...] = ()) -> dict[tuple[str, str], str]:

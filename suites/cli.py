@@ -237,3 +237,7 @@ def is_checkout(root: Path) -> bool:
 def main() -> None:
     """The console script."""
     sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

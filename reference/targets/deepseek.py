@@ -17,7 +17,7 @@ whatever rms_norm_eps is; SGLang and vLLM take rms_norm_eps for it, which is ano
 Papers: arXiv 2405.04434, 2412.19437.  Letters: reference/README.md.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,42 +106,48 @@ class DeepseekConfig:
         keys.expect("moe_layer_freq", 1)
         for inert in ("aux_loss_alpha", "seq_aux", "ep_size", "head_dim"):
             keys.get(inert)  # of the training loss, of a launcher, and a name for rope's width
-        if "q_lora_rank" not in config:
-            # its default differs among readers, and null is a value
-            raise ConfigError(f"config key {path + 'q_lora_rank'!r} is missing; null says that there is none")
-        dims = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-        heads, (kv_rank, nope_dim, rope_dim, value_dim) = keys.count("num_attention_heads"), map(keys.count, dims)
-        keys.expect("num_key_value_heads", heads)
-        keys.expect("qk_head_dim", nope_dim + rope_dim)
-        rope = Rope.from_hf(keys.rope(), rope_dim)
-        if rope.dim != rope_dim:
-            raise ConfigError(f"rope turns {rope.dim} features of {path + 'qk_rope_head_dim'!r}, {rope_dim}, not all")
         facts = cls(
             vocab=keys.count("vocab_size"),
             hidden=keys.count("hidden_size"),
             intermediate=keys.count("intermediate_size"),
             expert_intermediate=keys.count("moe_intermediate_size"),
             layers=keys.count("num_hidden_layers"),
-            heads=heads,
-            q_rank=None if keys.get("q_lora_rank") is None else keys.count("q_lora_rank"),
-            kv_rank=kv_rank,
-            nope_dim=nope_dim,
-            rope_dim=rope_dim,
-            value_dim=value_dim,
-            rope=rope,
             experts=keys.count("n_routed_experts"),
             experts_per_token=keys.count("num_experts_per_tok"),
             shared_experts=keys.count("n_shared_experts"),
             dense_layers=keys.count("first_k_dense_replace", least=0),
             routed_scaling=keys.number("routed_scaling_factor", keys.need("routed_scaling_factor")),
             eps=keys.number("rms_norm_eps", 1e-6),
-            latent_norm_eps=keys.number("latent_norm_eps", 1e-6),
-            attention_bias=keys.flag("attention_bias"),
             tied_head=keys.flag("tie_word_embeddings"),
+            **_attention(keys),
             **(_second(keys) if keys.get("model_type") == "deepseek_v2" else _third(keys)),
         )
         keys.finish()
         return facts
+
+
+def _attention(keys: Keys) -> dict[str, Any]:
+    """The facts of `Latent`."""
+    if "q_lora_rank" not in keys.config:
+        # its default differs among readers, and null is a value
+        raise ConfigError(f"config key {keys.path + 'q_lora_rank'!r} is missing; null says that there is none")
+    heads, nope_dim, rope_dim = map(keys.count, ("num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"))
+    keys.expect("num_key_value_heads", heads)
+    keys.expect("qk_head_dim", nope_dim + rope_dim)
+    rope = Rope.from_hf(keys.rope(), rope_dim)
+    if rope.dim != rope_dim:
+        raise ConfigError(f"rope turns {rope.dim} features of {keys.path + 'qk_rope_head_dim'!r}, {rope_dim}, not all")
+    return {
+        "heads": heads,
+        "q_rank": None if keys.get("q_lora_rank") is None else keys.count("q_lora_rank"),
+        "kv_rank": keys.count("kv_lora_rank"),
+        "nope_dim": nope_dim,
+        "rope_dim": rope_dim,
+        "value_dim": keys.count("v_head_dim"),
+        "rope": rope,
+        "latent_norm_eps": keys.number("latent_norm_eps", 1e-6),
+        "attention_bias": keys.flag("attention_bias"),
+    }
 
 
 def _second(keys: Keys) -> dict[str, Any]:
@@ -207,6 +213,14 @@ class Router(nn.Module):
         self.c = c
         self.weight = nn.Parameter(torch.zeros(c.experts, c.hidden))
         self.register_buffer("e_score_correction_bias", torch.zeros(c.experts) if c.sigmoid_router else None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Router":
+        super()._apply(fn, recurse)
+        bias = self.e_score_correction_bias
+        if bias is not None and bias.dtype != torch.float64:
+            # float32 in models of any smaller dtype, as on disk: steps of training are finer than bfloat16
+            self.e_score_correction_bias = bias.float()
+        return self
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The chosen experts of each token and their weights.

@@ -56,12 +56,7 @@ class MoonVitConfig:
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], path: str, hidden: int, projector_eps: float | None) -> "MoonVitConfig":
         """Read `vision_config`; `hidden` is the text model's; errors: ConfigError."""
-        given = dict(config)
-        for theirs, ours in TOWER_KEYS.items():
-            value = given.pop(theirs, None)
-            if value is not None and given.setdefault(ours, value) != value:
-                raise ConfigError(f"config keys {path + theirs!r} and {path + ours!r} differ; keep one of them")
-        keys = Keys(given, path)
+        keys = Keys(_renamed(config, path), path)
         keys.get("_attn_implementation")
         keys.expect("hidden_act", "gelu_pytorch_tanh")
         keys.expect("pos_emb_type", "divided_fixed")
@@ -97,6 +92,16 @@ class MoonVitConfig:
         rope.finish()
         keys.finish()
         return facts
+
+
+def _renamed(config: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The config under transformers' names; ConfigError where it says one thing twice and differently."""
+    given = dict(config)
+    for theirs, ours in TOWER_KEYS.items():
+        value = given.pop(theirs, None)
+        if value is not None and given.setdefault(ours, value) != value:
+            raise ConfigError(f"config keys {path + theirs!r} and {path + ours!r} differ; keep one of them")
+    return given
 
 
 def cubic_taps(size: int, into: int) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reference.config import Keys
+from reference.config import ConfigError, Keys
 from reference.ops.attention import Attention
 from reference.ops.cache import Cache
 from reference.ops.mlp import MLP
@@ -64,6 +64,10 @@ class Qwen3MoeConfig:
         for inert in ("sliding_window", "max_window_layers", "output_router_logits", "router_aux_loss_coef"):
             keys.get(inert)  # of layers that slide, and of the training loss
         heads, kv_heads, head_dim = keys.heads()
+        # transformers writes the second name, the hub has the first
+        experts, chosen = keys.count("num_experts", keys.get("num_local_experts")), keys.count("num_experts_per_tok")
+        if chosen > experts:
+            raise ConfigError(f"config key 'num_experts_per_tok' is {chosen}, and there are {experts} experts")
         facts = cls(
             vocab=keys.count("vocab_size"),
             hidden=keys.count("hidden_size"),
@@ -74,9 +78,8 @@ class Qwen3MoeConfig:
             kv_heads=kv_heads,
             head_dim=head_dim,
             rope=Rope.from_hf(keys.rope(), head_dim),
-            # transformers writes the second name, the hub has the first
-            experts=keys.count("num_experts", keys.get("num_local_experts")),
-            experts_per_token=keys.count("num_experts_per_tok"),
+            experts=experts,
+            experts_per_token=chosen,
             norm_topk_prob=keys.flag("norm_topk_prob"),
             sparse_step=keys.count("decoder_sparse_step", 1),
             dense_layers=tuple(keys.get("mlp_only_layers", ())),

@@ -131,7 +131,7 @@ BUGS = (
         "the whole table looked up as a shard",
         "SGLang #23976",
         "optimized.ops.aten.Aten.embed",
-        lambda right: lambda self, ids, table, first=None: right(self, ids.clamp(max=table.shape[0] - 1), table),
+        lambda right: lambda self, ids, table, *rest: right(self, ids.clamp(max=table.shape[0] - 1), table),
         LOOKUP,
     ),
     bug("padding rows win", "SGLang list, M43", "optimized.parallel.VocabHead.argmax", uncut, WINNER),

@@ -176,6 +176,17 @@ def test_a_next_token_layer_that_the_config_denies_is_refused(tmp_path: Path) ->
         open_target(tmp_path / "full")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_bias_that_chooses_keeps_its_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = witness.create(SIGMOID, tmp_path, seed=7)
+    name = "layers.2.mlp.gate.e_score_correction_bias"
+
+    module = open_target(path, dtype=dtype).module
+
+    bit_equal(name, module.state_dict()[name], load_file(path / SINGLE)[f"model.{name}"])
+    assert module.layers[2].mlp.gate.weight.dtype == dtype
+
+
 REFUSED = {
     "a router of another kind": ({"scoring_func": "sigmoid"}, "scoring_func"),
     "a choice of another kind": ({"topk_method": "noaux_tc"}, "topk_method"),

@@ -276,13 +276,51 @@ def test_the_first_sentence_is_the_gravest_finding(
 
 
 def test_speed_is_a_ratio_to_transformers_of_the_same_run(tmp_path: Path) -> None:
-    rows = {row[0]: row[2] for row in measured.speed(records(tmp_path, samples())).rows}
+    (real,) = measured.speeds(records(tmp_path, samples()))
+    rows = {row[0]: row[2] for row in real.rows}
 
     ratios = [float(text.split()[0]) for text in rows.values()]
     assert ratios == pytest.approx([1, 55 / 21, 128 / 21], rel=0.02)
 
     alone = [s for s in samples() if s.case.impl != "transformers"]
-    assert {row[2] for row in measured.speed(records(tmp_path, alone)).rows} == {"no baseline"}
+    (real,) = measured.speeds(records(tmp_path, alone))
+    assert {row[2] for row in real.rows} == {"no baseline"}
+
+
+def test_ways_of_accepting_share_no_table_and_no_plot(tmp_path: Path) -> None:
+    ways = ({"acceptance": "forced", "forced_rates": (0.9, 0.8, 0.7, 0.6)}, {"acceptance": "oracle"})
+    chosen = [
+        replace(s, case=replace(s.case, **way), values=tuple(more * v for v in s.values))
+        for way, more in zip(ways, (2, 4), strict=True)
+        for s in samples()
+        if s.case.num_draft_tokens
+    ]
+
+    found = records(tmp_path, [*samples(), *chosen])
+
+    sections = measured.speeds(found)
+    assert [s.title for s in sections] == ["Real acceptance", "Forced acceptance", "Oracle draft"]
+    assert [s.rows[:2] for s in sections] == [sections[0].rows[:2]] * 3
+    speeds = [float(s.rows[2][1]) for s in sections]
+    assert speeds == pytest.approx([128, 256, 512], rel=0.02)
+    assert all(len(s.rows) == 3 for s in sections)
+    assert [len(s.plots) for s in sections] == [3, 3, 3]
+    assert "0.900, 0.800, 0.700, 0.600 (unconditional" in sections[1].note
+    elements = Elements(page(tmp_path, [*samples(), *chosen]))
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_cases_of_one_test_stand_in_the_row_of_their_claim(tmp_path: Path) -> None:
+    names = ("test_layer_ids.py::test_a_b[c-1]", "test_layer_ids.py::test_a_b[d]", "test_layer_ids.py::test_e")
+    folded = [Check(claim=f"suites/{name}", pair="p", status="passed", used=0.1 * i) for i, name in enumerate(names)]
+
+    found = records(tmp_path, folded)
+
+    ((claim, (cell,)),) = findings.table(found).rows
+    assert (claim, cell.text, cell.count) == ("layer ids", "20 %", 3)
+    assert [row[0] for row in findings.table(found, findings.sentence_of).rows] == ["layer ids: a b", "layer ids: e"]
+    assert findings.place_of(folded[0].claim) == "layer ids: a b [c-1]"
 
 
 def test_a_data_set_has_its_own_length(tmp_path: Path) -> None:

@@ -93,6 +93,24 @@ def test_no_number_comes_from_a_gate_that_is_not_green(gate: str) -> None:
         Accept(case=red, prompt="a", dataset="d", num_draft_tokens=1, accepted=(1,), emitted=2)
 
 
+def test_acceptance_that_was_chosen_is_not_recorded_as_measured() -> None:
+    forced = replace(CASE, acceptance="forced", forced_rates=(0.7, 0.5, 0.3))
+
+    with pytest.raises(RecordError, match="forced acceptance is chosen"):
+        Accept(case=forced, prompt="a", dataset="d", num_draft_tokens=3, accepted=(3,), emitted=4)
+
+
+@pytest.mark.parametrize(
+    ("drafts", "acceptance", "rates"),
+    [(2, "forced", (0.5,)), (2, "forced", ()), (0, "forced", ()), (1, "real", (0.5,)), (1, "oracle", (1.0,))],
+)
+def test_forced_acceptance_has_a_rate_a_draft_and_nothing_else_has_one(
+    drafts: int, acceptance: str, rates: tuple[float, ...]
+) -> None:
+    with pytest.raises(RecordError, match="forced rates"):
+        Case(pair="p", gate="passed", num_draft_tokens=drafts, acceptance=acceptance, forced_rates=rates)
+
+
 def test_a_forged_line_with_a_red_gate_is_refused_on_reading(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with Recorder(path) as recorder:
