@@ -82,6 +82,12 @@ def preprocess(settings: Mapping[str, Any], pictures: Sequence[Any]) -> Tensor:
     return processor(list(pictures), return_tensors="pt")["pixel_values"]
 
 
+def process(settings: Mapping[str, Any], given: Sequence[Any]) -> Mapping[str, Any]:
+    """Every tensor that a processor makes of pictures or waveforms, by name; in its form without torchvision."""
+    name = settings.get("feature_extractor_type") or f"{settings['image_processor_type']}Pil"
+    return getattr(transformers, name)(**settings)(list(given), return_tensors="pt")
+
+
 def _model_class(config: Any) -> Any:
     for name in config.architectures or ():
         if (found := getattr(transformers, name, None)) is not None:

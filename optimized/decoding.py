@@ -133,12 +133,14 @@ class Engine:
 
     def _check_ropes(self, positions: int, num_drafts: int) -> None:
         for model in (self.target, self.draft) if num_drafts else (self.target,):
-            rope = model.c.rope
-            if rope.kind == "dynamic" and positions > rope.original_length:
-                raise EngineError(
-                    f"{type(model).__name__} has a dynamic rope of {rope.original_length} positions, this generation "
-                    f"may take {positions}: its frequencies would depend on how the text was cut into steps"
-                )
+            # the ropes of full and of sliding layers, where a target has both
+            for rope in (model.c.rope, getattr(model.c, "local_rope", model.c.rope)):
+                if rope.kind == "dynamic" and positions > rope.original_length:
+                    raise EngineError(
+                        f"{type(model).__name__} has a dynamic rope of {rope.original_length} positions, this "
+                        f"generation may take {positions}: its frequencies would depend on how the text was cut into "
+                        "steps"
+                    )
 
     def _session(self, plan: Plan, cycles_per_read: int) -> Session:
         """The last session again where it fits, so that graphs and buffers are made once."""

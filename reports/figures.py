@@ -16,6 +16,7 @@ from markupsafe import Markup
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from reports.statistics import Interval
 
@@ -133,8 +134,11 @@ def forest(name: str, title: str, rows: Mapping[str, Interval], x: str, note: st
         if ratio:
             axes.set_xscale("log", base=2)
             axes.axvline(1, color=MUTED, linewidth=1, linestyle=DASHES[1])
+            ends = [1.0, *(end for row in rows.values() for end in (row.value, row.low, row.high) if end > 0)]
+            near = max(ends) / min(ends) < 4  # powers of two alone would leave one tick
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5]) if near else LogLocator(2))
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(lambda v, _: f"{v:g} x")
-            axes.xaxis.set_minor_formatter(lambda v, _: "")
         _list(axes, [_lines(label) for label in rows])
         axes.margins(x=0.2)
         axes.set(xlabel=x)

@@ -40,7 +40,8 @@ class Cell(NamedTuple):
     text: str
     heat: float
     """share of the error budget, cut at 1"""
-    count: int
+    more: str
+    """how many checks, where one cell holds several"""
     title: str
 
 
@@ -213,15 +214,16 @@ def _cell(checks: list[Check]) -> Cell | None:
     statuses = Counter(check.status for check in checks)
     status = next(kind for kind in SEVERITY if statuses[kind])
     title = ", ".join(f"{number} {kind}" for kind, number in statuses.items())
+    more = _counted(len(checks), "check") if len(checks) > 1 else ""
     if status == "skipped":
-        return Cell(status, "skipped", 0.0, len(checks), f"{title}: {checks[0].reason}")
+        return Cell(status, "skipped", 0.0, more, f"{title}: {checks[0].reason}")
     used = max((check.used for check in checks if check.used is not None), default=None)
     text = share(used)
     if status != "passed":
         text = status if used is None else f"{status}, {text}"
     elif statuses["skipped"]:
-        text += f", {statuses['skipped']} skipped"
-    return Cell(status, text, min(1.0, used or 0.0), len(checks), title)
+        more += f", {statuses['skipped']} skipped"
+    return Cell(status, text, min(1.0, used or 0.0), more, title)
 
 
 def _worst(check: Check) -> str:

@@ -291,7 +291,7 @@ def _acceptance_plots(found: Sequence[Measured], part: int, suffix: str) -> list
         ),
     ]  # fmt: skip
     drawn = [curve for curve in places if curve.x]
-    if drawn:
+    if any(len(curve.x) > 1 for curve in drawn):
         plots.append(figures.curves(
             f"position-{part}", "Along the output" + suffix, drawn, "output token", "acceptance length",
             f"Steps grouped by the output token they begin at, {statistics.BUCKET} tokens a bucket.",
@@ -313,11 +313,12 @@ def _phases(samples: Sequence[Sample], name: str) -> tuple[Plot, ...]:
     rows = {label: row for label, row in rows.items() if row}
     if not rows:
         return ()
-    whole = [f"{names[k]} {sum(rows[names[k]].values()) / f['cycle']:.1%}" for k, f in medians.items()
-             if "cycle" in f and names[k] in rows]  # fmt: skip
+    whole = [f"{names[k] + ': ' if len(rows) > 1 else ''}{sum(rows[names[k]].values()) / f['cycle']:.0%}"
+             for k, f in medians.items() if "cycle" in f and names[k] in rows]  # fmt: skip
     unit = next(s.unit for s in samples if s.metric in PHASES)
     note = "Medians of phases timed apart."
-    note += f" Their sum over the whole cycle: {', '.join(whole)}." if whole else " The whole cycle was not timed."
+    told = f" Their sum, as a share of the whole cycle that other turns timed: {', '.join(whole)}."
+    note += told if whole else " The whole cycle was not timed."
     return (figures.stacks(name, "Where a cycle's time goes", rows, unit, note),)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import optimized.drafts.eagle3
+import optimized.targets.gemma3
 import optimized.targets.llama
 import optimized.targets.qwen3_moe
 import reference.drafts.eagle3
@@ -21,6 +22,7 @@ import reference.targets.deepseek
 import reference.targets.gemma3
 import reference.targets.gemma3_mm
 import reference.targets.gemma4
+import reference.targets.gemma4_unified
 import reference.targets.kimi_k25
 import reference.targets.llama
 import reference.targets.qwen3_moe
@@ -40,7 +42,15 @@ PAIRS = {
     pair.name: pair
     for pair in (
         Pair("llama", "target", reference.targets.llama, optimized.targets.llama, "LlamaConfig", "LlamaTarget", FULL),
-        Pair("gemma3", "target", reference.targets.gemma3, None, "Gemma3Config", "Gemma3Target", PAGE),
+        Pair(
+            "gemma3",
+            "target",
+            reference.targets.gemma3,
+            optimized.targets.gemma3,
+            "Gemma3Config",
+            "Gemma3Target",
+            FULL,
+        ),
         Pair(
             "gemma3_mm",
             "target",
@@ -51,6 +61,15 @@ PAIRS = {
             (*PAGE, "image"),
         ),
         Pair("gemma4", "target", reference.targets.gemma4, None, "Gemma4Config", "Gemma4Target", PAGE),
+        Pair(
+            "gemma4_unified",
+            "target",
+            reference.targets.gemma4_unified,
+            None,
+            "Gemma4UnifiedConfig",
+            "Gemma4UnifiedTarget",
+            (*PAGE, "image", "audio", "video"),
+        ),
         Pair("deepseek", "target", reference.targets.deepseek, None, "DeepseekConfig", "DeepseekTarget", PAGE),
         Pair(
             "kimi_k25",
@@ -88,6 +107,7 @@ TARGET_TYPES = {
     "gemma3": "gemma3_mm",
     "gemma4_text": "gemma4",
     "gemma4_unified_text": "gemma4",
+    "gemma4_unified": "gemma4_unified",
     "qwen3_moe": "qwen3_moe",
 }
 """`model_type` of a target's config -> pair"""

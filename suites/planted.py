@@ -4,6 +4,6 @@
 """
 
 from harness.planting import Bug
-from suites.bugs import drafts, harmless, loading, loop, ranks
+from suites.bugs import drafts, harmless, loading, loop, qwen3_moe, ranks
 
-BUGS: tuple[Bug, ...] = (*drafts.BUGS, *loading.BUGS, *ranks.BUGS, *loop.BUGS, *harmless.BUGS)
+BUGS: tuple[Bug, ...] = (*drafts.BUGS, *loading.BUGS, *ranks.BUGS, *loop.BUGS, *harmless.BUGS, *qwen3_moe.BUGS)

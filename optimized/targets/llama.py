@@ -8,7 +8,7 @@ Letters: reference/README.md.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +84,7 @@ class LlamaTarget(PackedModel):
 
     layer: type = LlamaLayer
     """targets that differ from Llama in their layers alone name their own"""
+    final_norm: type = Norm
 
     def __init__(
         self, c: LlamaConfig, ops: Ops, group: Group, dtype: torch.dtype, device: torch.device | str = "cpu"
@@ -93,10 +94,14 @@ class LlamaTarget(PackedModel):
         self.c = c
         self.embed_tokens = self.own(VocabEmbedding("embed_tokens.weight", c.vocab, c.hidden, at))
         self.layers = [self.layer(c, i, self, at) for i in range(c.layers)]
-        self.norm = self.own(Norm("norm.weight", c.hidden, c.eps, at))
+        self.norm = self.own(self.final_norm("norm.weight", c.hidden, c.eps, at))
         tied = self.embed_tokens if c.tied_head else None
         self.lm_head = self.own(VocabHead("lm_head.weight", c.vocab, c.hidden, at, tied))
-        self.inv_freq = c.rope.frequencies().to(device)
+        self.inv_freq, self.dynamic = self.frequencies(), c.rope.kind == "dynamic"
+
+    def frequencies(self, seen: int = 0) -> Any:
+        """What layers turn by; `seen` is how many positions are in view, which a dynamic rope reads."""
+        return self.c.rope.frequencies(seen).to(self.at.device)
 
     def new_cache(self, batch: int, num_slots: int) -> KVCache:
         """Room for `num_slots` tokens of each of `batch` sequences."""
@@ -121,9 +126,7 @@ class LlamaTarget(PackedModel):
         tokens, positions = tokens.contiguous(), positions.contiguous()
         if cache is None:
             cache = self.new_cache(tokens.shape[0], int(positions.max()) + 1)
-        inv_freq = self.inv_freq
-        if self.c.rope.kind == "dynamic":
-            inv_freq = self.c.rope.frequencies(int(positions.max()) + 1).to(tokens.device)
+        inv_freq = self.frequencies(int(positions.max()) + 1) if self.dynamic else self.inv_freq
         hidden, aux = self.states(tokens, positions, cache, capture, inv_freq=inv_freq)
         logits = self.lm_head.logits(hidden.flatten(0, 1)).unflatten(0, tokens.shape)  # (5)
         return TargetOutput(logits, hidden, aux)
@@ -136,7 +139,7 @@ class LlamaTarget(PackedModel):
         capture: Sequence[int] = (),
         num_slots: int | None = None,
         aux_out: Tensor | None = None,
-        inv_freq: Tensor | None = None,
+        inv_freq: Any = None,
     ) -> tuple[Tensor, Tensor]:
         """Everything below the head; reads nothing back from the device.
 

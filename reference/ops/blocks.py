@@ -19,3 +19,13 @@ def later_of_block(blocks: Tensor, slots: Tensor, positions: Tensor, slot_positi
     slot_blocks = torch.full_like(slot_positions, -1).index_put((row, slots), blocks.to(slot_positions.dtype))
     same = (slot_blocks[:, None, :] == blocks[:, :, None]) & (blocks >= 0)[:, :, None]
     return same & (slot_positions[:, None, :] > positions[:, :, None])
+
+
+def runs(inside: Tensor) -> Tensor:
+    """The number of the run of true values that a token stands in, -1 outside of any.
+
+    inside  [B, T]
+    ->      [B, T]
+    """
+    before = torch.cat((torch.zeros_like(inside[:, :1]), inside[:, :-1]), 1)
+    return ((inside & ~before).long().cumsum(1) - 1).masked_fill(~inside, -1)

@@ -10,21 +10,25 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from suites.draws import SEEDS, VOCABS, Drawn, random_tokens, ropes
+from suites.draws import SEEDS, VOCABS, Drawn, random_tokens, ropes, variant
+from suites.scripted import TINY
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
 
 @st.composite
-def gemma3_texts(draw: st.DrawFn, min_layers: int = 1, max_layers: int = 7) -> Drawn:
-    """A text target: any order of sliding and full layers, a score scale that the head's width does not give."""
-    groups, layers = draw(st.sampled_from([1, 2, 4])), draw(st.integers(min_layers, max_layers))
+def gemma3_texts(draw: st.DrawFn, min_layers: int = 1, max_layers: int = 7, ranks: int = 1) -> Drawn:
+    """A text target: any order of sliding and full layers, a score scale that the head's width does not give.
+
+    ranks   how many can share it
+    """
+    groups, layers = ranks * draw(st.sampled_from([1, 2, 4])), draw(st.integers(min_layers, max_layers))
     config = {
         "model_type": "gemma3_text",
         "architectures": ["Gemma3ForCausalLM"],
         "vocab_size": draw(st.sampled_from(VOCABS)),
         "hidden_size": draw(st.sampled_from([48, 96])),
-        "intermediate_size": draw(st.sampled_from([48, 80])),
+        "intermediate_size": ranks * draw(st.sampled_from([48, 80])),
         "num_hidden_layers": layers,
         "num_attention_heads": groups * draw(st.integers(1, 3)),
         "num_key_value_heads": groups,
@@ -72,6 +76,12 @@ TEXT = {
     "hidden_activation": "gelu_pytorch_tanh",
 }
 """the pinned text target: biases, a window narrower than the prompts, both ropes, a tied head"""
+
+
+def tiny_gemma3(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
+    """Three layers, the middle one full, and a window shorter than the text, beside `suites.scripted.tiny_draft`."""
+    few = {"num_hidden_layers": 3, "layer_types": [SLIDING, FULL, SLIDING], "sliding_window": 3}
+    return variant(TEXT, seed, **{**TINY, **few, "vocab_size": vocab, **changes})
 
 
 POOLINGS = ((2, 1), (2, 2), (4, 2), (5, 2), (6, 3))

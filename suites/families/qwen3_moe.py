@@ -27,7 +27,7 @@ def qwen3_moe_targets(
     every_expert  nobody has to choose, so no rounding can choose otherwise
     """
     groups, layers, flag = ranks * draw(st.integers(1, 2)), draw(st.integers(min_layers, max_layers)), st.booleans()
-    experts = draw(st.integers(1, 9))
+    experts = draw(st.integers(1, 12))
     config = {
         **MODEL,
         "vocab_size": draw(st.sampled_from(VOCABS)),
@@ -77,8 +77,15 @@ NORMED = {
     "tie_word_embeddings": False,
 }
 """the pinned target whose chosen experts share a weight of one; one layer is dense"""
-RAW = {**NORMED, "norm_topk_prob": False, "decoder_sparse_step": 2, "mlp_only_layers": [3], "attention_bias": False}
-"""the pinned target whose experts keep the weights of all; experts in layers 1 and 5 alone"""
+RAW = {
+    **NORMED,
+    "num_experts": 12,
+    "norm_topk_prob": False,
+    "decoder_sparse_step": 2,
+    "mlp_only_layers": [3],
+    "attention_bias": False,
+}
+"""the pinned target whose experts keep the weights of all; experts in layers 1 and 5 alone, and two digits of them"""
 
 PINNED_NORMED, PINNED_RAW = variant(NORMED, 1), variant(RAW, 2)
 

@@ -318,7 +318,7 @@ def test_cases_of_one_test_stand_in_the_row_of_their_claim(tmp_path: Path) -> No
     found = records(tmp_path, folded)
 
     ((claim, (cell,)),) = findings.table(found).rows
-    assert (claim, cell.text, cell.count) == ("layer ids", "20 %", 3)
+    assert (claim, cell.text, cell.more) == ("layer ids", "20 %", "3 checks")
     assert [row[0] for row in findings.table(found, findings.sentence_of).rows] == ["layer ids: a b", "layer ids: e"]
     assert findings.place_of(folded[0].claim) == "layer ids: a b [c-1]"
 
