@@ -123,7 +123,10 @@ def randomize(model: nn.Module, seed: int, spread: float = 0.2) -> None:
                 continue
             seen.add(tensor.data_ptr())
             noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-            if tensor.dim() < 2:
+            if bool(tensor.isinf().all()):
+                # the bound of a clamp starts open, where it would be seen to do nothing
+                tensor.copy_(tensor.sign() * (1 + spread * noise.abs()))
+            elif tensor.dim() < 2:
                 tensor.add_(spread * noise)
             else:
                 tensor.copy_(noise * tensor.shape[-1] ** -0.5)
@@ -163,8 +166,13 @@ class StayWide(TorchFunctionMode):
 
     Its norms and softmax go "up" to float32, which is down for a float64 model; a witness that rounds there would
     be judged by a float32 budget. Rope angles are float32 from the start and stay so; their cosines are those of
-    `cos`, from which `polar` differs in the last bit.
+    `cos`, from which `polar` differs in the last bit. One-hot rows, which it turns into the weights of a mean, count
+    among what a float64 model computes.
     """
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.dtype = dtype
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -173,6 +181,8 @@ class StayWide(TorchFunctionMode):
         if func is torch.polar:
             length, angle = args
             return torch.complex(length * angle.cos(), length * angle.sin())
+        if func is torch.nn.functional.one_hot and self.dtype == torch.float64:
+            return func(*args, **kwargs).double()
         if args and isinstance(args[0], Tensor) and args[0].dtype == torch.float64:
             if func is Tensor.float:
                 return args[0]
@@ -211,7 +221,7 @@ class Witness:
         extra: dict[str, Any] = dict(inputs or {})
         if positions is not None:
             extra["position_ids"] = positions
-        with self._captured() as states, StayWide():
+        with self._captured() as states, StayWide(self.model.dtype):
             out = self.model(input_ids=tokens, use_cache=False, **extra)
         aux = torch.stack([states[c] for c in range(len(self.layers) + 1)], dim=2)
         return WitnessOutput(out.logits, states[-1], aux)

@@ -133,9 +133,9 @@ class Engine:
 
     def _check_ropes(self, positions: int, num_drafts: int) -> None:
         for model in (self.target, self.draft) if num_drafts else (self.target,):
-            # the ropes of full and of sliding layers, where a target has both
-            for rope in (model.c.rope, getattr(model.c, "local_rope", model.c.rope)):
-                if rope.kind == "dynamic" and positions > rope.original_length:
+            # the ropes of full and of sliding layers; a target that has neither refuses dynamic ones by itself
+            for rope in (getattr(model.c, name, None) for name in ("rope", "local_rope")):
+                if rope is not None and rope.kind == "dynamic" and positions > rope.original_length:
                     raise EngineError(
                         f"{type(model).__name__} has a dynamic rope of {rope.original_length} positions, this "
                         f"generation may take {positions}: its frequencies would depend on how the text was cut into "

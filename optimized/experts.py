@@ -2,7 +2,7 @@
 
 Every rank holds a run of the intermediate features of every expert, so that ranks have equal work whichever experts
 a token chooses. Routers are replicated: ranks choose alike, and only the sum over experts is added over ranks.
-Letters: reference/README.md; E experts, P experts a token, M = B*T rows.
+Letters: reference/README.md.
 """
 
 from torch import Tensor

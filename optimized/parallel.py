@@ -277,7 +277,7 @@ class ColumnLinear(Part):
     def __init__(self, name: str, into: int, out: int, bias: bool, at: Placement) -> None:
         super().__init__(at)
         run = equal_run(out, at.group.rank, at.group.size, f"output features of {name}")
-        _stack(self, [(name, out, run)], into, bias)
+        stack(self, [(name, out, run)], into, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, H] -> [M, O/W]"""
@@ -295,7 +295,7 @@ class QKVLinear(Part):
         self.heads, self.kv_heads = q.stop - q.start, kv.stop - kv.start
         runs = [("q_proj", heads, q), ("k_proj", kv_heads, kv), ("v_proj", kv_heads, kv)]
         wide = [(prefix + n, size * head_dim, slice(r.start * head_dim, r.stop * head_dim)) for n, size, r in runs]
-        _stack(self, wide, into, bias)
+        stack(self, wide, into, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, H] -> [M, (N+2G)*D] of this rank"""
@@ -308,7 +308,7 @@ class GateUpLinear(Part):
     def __init__(self, prefix: str, into: int, out: int, bias: bool, at: Placement, act: str = "silu") -> None:
         super().__init__(at)
         run, self.act = equal_run(out, at.group.rank, at.group.size, "intermediate features"), act
-        _stack(self, [(prefix + "gate_proj", out, run), (prefix + "up_proj", out, run)], into, bias)
+        stack(self, [(prefix + "gate_proj", out, run), (prefix + "up_proj", out, run)], into, bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [M, H] -> [M, I/W]"""
@@ -340,10 +340,10 @@ class ReplicatedLinear(ColumnLinear):
 
     def __init__(self, name: str, into: int, out: int, bias: bool, at: Placement) -> None:
         Part.__init__(self, at)
-        _stack(self, [(name, out, slice(0, out))], into, bias)
+        stack(self, [(name, out, slice(0, out))], into, bias)
 
 
-def _stack(part: Part, runs: list[tuple[str, int, slice]], into: int, bias: bool) -> None:
+def stack(part: Part, runs: list[tuple[str, int, slice]], into: int, bias: bool) -> None:
     """One weight of all runs (name, whole size, held rows), one below the other."""
     sizes = [run.stop - run.start for _, _, run in runs]
     part.weight = part.new(sum(sizes), into)

@@ -43,16 +43,18 @@ class KVCache:
         layers: int,
         batch: int,
         num_slots: int,
-        kv_heads: int,
-        head_dim: int,
+        kv_heads: int | Sequence[int],
+        head_dim: int | Sequence[int],
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
+        """kv_heads, head_dim  one number for all layers, or one for each"""
         # one slot more for the padding rows, and whole tiles
         self.batch, self.num_slots = batch, whole_tiles(num_slots + 1)
-        shape = (batch, self.num_slots, kv_heads, head_dim)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        heads, widths = ([x] * layers if isinstance(x, int) else x for x in (kv_heads, head_dim))
+        shapes = [(batch, self.num_slots, *shape) for shape in zip(heads, widths, strict=True)]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for shape in shapes]
         self._first = torch.arange(batch, device=device)[:, None] * self.num_slots
         self._slot = torch.arange(self.num_slots, device=device)
 

@@ -8,6 +8,7 @@ error, a `CheckpointError`, that names the file, the tensor or key, and what to 
 
 import os
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 import optimized.drafts.eagle3
 import optimized.targets.gemma3
+import optimized.targets.gemma4
 import optimized.targets.llama
 import optimized.targets.qwen3_moe
 import reference.drafts.eagle3
@@ -22,6 +24,7 @@ import reference.targets.deepseek
 import reference.targets.gemma3
 import reference.targets.gemma3_mm
 import reference.targets.gemma4
+import reference.targets.gemma4_mm
 import reference.targets.gemma4_unified
 import reference.targets.kimi_k25
 import reference.targets.llama
@@ -38,57 +41,30 @@ from suites.opened import DraftFacts, OpenDraft, OpenSpeculation, OpenTarget, Ra
 
 FULL = ("text", "TP", "capture", "loading", "graph")
 PAGE = ("text", "capture", "loading")
+
+
+def _target(name: str, page: ModuleType, twin: ModuleType | None, model: str, covers: tuple[str, ...]) -> Pair:
+    return Pair(name, "target", page, twin, f"{model}Config", f"{model}Target", covers)
+
+
 PAIRS = {
     pair.name: pair
     for pair in (
-        Pair("llama", "target", reference.targets.llama, optimized.targets.llama, "LlamaConfig", "LlamaTarget", FULL),
-        Pair(
-            "gemma3",
-            "target",
-            reference.targets.gemma3,
-            optimized.targets.gemma3,
-            "Gemma3Config",
-            "Gemma3Target",
-            FULL,
-        ),
-        Pair(
-            "gemma3_mm",
-            "target",
-            reference.targets.gemma3_mm,
-            None,
-            "Gemma3MmConfig",
-            "Gemma3MmTarget",
-            (*PAGE, "image"),
-        ),
-        Pair("gemma4", "target", reference.targets.gemma4, None, "Gemma4Config", "Gemma4Target", PAGE),
-        Pair(
+        _target("llama", reference.targets.llama, optimized.targets.llama, "Llama", FULL),
+        _target("gemma3", reference.targets.gemma3, optimized.targets.gemma3, "Gemma3", FULL),
+        _target("gemma3_mm", reference.targets.gemma3_mm, None, "Gemma3Mm", (*PAGE, "image")),
+        _target("gemma4", reference.targets.gemma4, optimized.targets.gemma4, "Gemma4", FULL),
+        _target("gemma4_mm", reference.targets.gemma4_mm, None, "Gemma4Mm", (*PAGE, "image", "audio", "video")),
+        _target(
             "gemma4_unified",
-            "target",
             reference.targets.gemma4_unified,
             None,
-            "Gemma4UnifiedConfig",
-            "Gemma4UnifiedTarget",
+            "Gemma4Unified",
             (*PAGE, "image", "audio", "video"),
         ),
-        Pair("deepseek", "target", reference.targets.deepseek, None, "DeepseekConfig", "DeepseekTarget", PAGE),
-        Pair(
-            "kimi_k25",
-            "target",
-            reference.targets.kimi_k25,
-            None,
-            "KimiK25Config",
-            "KimiK25Target",
-            (*PAGE, "image", "video"),
-        ),
-        Pair(
-            "qwen3_moe",
-            "target",
-            reference.targets.qwen3_moe,
-            optimized.targets.qwen3_moe,
-            "Qwen3MoeConfig",
-            "Qwen3MoeTarget",
-            FULL,
-        ),
+        _target("deepseek", reference.targets.deepseek, None, "Deepseek", PAGE),
+        _target("kimi_k25", reference.targets.kimi_k25, None, "KimiK25", (*PAGE, "image", "video")),
+        _target("qwen3_moe", reference.targets.qwen3_moe, optimized.targets.qwen3_moe, "Qwen3Moe", FULL),
         Pair("eagle3", "draft", reference.drafts.eagle3, optimized.drafts.eagle3, "Eagle3Config", "Eagle3Draft", FULL),
     )
 }
@@ -106,6 +82,7 @@ TARGET_TYPES = {
     "gemma3_text": "gemma3",
     "gemma3": "gemma3_mm",
     "gemma4_text": "gemma4",
+    "gemma4": "gemma4_mm",
     "gemma4_unified_text": "gemma4",
     "gemma4_unified": "gemma4_unified",
     "qwen3_moe": "qwen3_moe",

@@ -4,6 +4,16 @@
 """
 
 from harness.planting import Bug
-from suites.bugs import drafts, harmless, loading, loop, qwen3_moe, ranks
+from suites.bugs import deepseek, drafts, gemma3, gemma3_twin, harmless, loading, loop, qwen3_moe, ranks
 
-BUGS: tuple[Bug, ...] = (*drafts.BUGS, *loading.BUGS, *ranks.BUGS, *loop.BUGS, *harmless.BUGS, *qwen3_moe.BUGS)
+BUGS: tuple[Bug, ...] = (
+    *drafts.BUGS,
+    *loading.BUGS,
+    *ranks.BUGS,
+    *loop.BUGS,
+    *harmless.BUGS,
+    *qwen3_moe.BUGS,
+    *gemma3.BUGS,
+    *gemma3_twin.BUGS,
+    *deepseek.BUGS,
+)

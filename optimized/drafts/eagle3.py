@@ -158,7 +158,8 @@ class Eagle3Draft(PackedModel):
 
     def share_head(self, target: Any) -> None:
         """Ask the target's head, shard by shard as it lies, instead of an own one."""
-        theirs = target.lm_head
+        # a head with a softcap shares its product alone: the cap is the target's own
+        theirs = getattr(target.lm_head, "plain", target.lm_head)
         _check_width("head", theirs, self.c.draft_vocab, self.c.hidden)
         self.disown(self.lm_head)
         self.lm_head = theirs

@@ -1,10 +1,10 @@
-"""Qwen3-MoE, fast: the equations of `reference/targets/qwen3_moe.py` in twelve kernels a layer with experts.
+"""Qwen3-MoE, fast: the equations of `reference/targets/qwen3_moe.py` in eleven kernels a layer with experts.
 
     norm + add | qkv | head norms, rope + KV write | attend: chunks, merge | o | norm + add
     | router | softmax, top-P | experts: gate, up, silu | experts: down, weighted sum
 
 A dense layer ends as Llama's does. What runs around the layers is Llama's: `optimized/targets/llama.py`.
-Letters: reference/README.md; E experts, P experts a token, M = B*T rows.
+Letters: reference/README.md.
 """
 
 from torch import Tensor

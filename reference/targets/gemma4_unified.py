@@ -13,8 +13,9 @@ sense of (6), is a run of tokens of type 1 (image) or 2 (video frame), `mm_token
 causal. Without types, placeholders tell. A run is read in one pass: it sees ahead.
 
 Logits are as the head gives them: what decoding must not emit stands in `generation_config.json` (`suppress_tokens`).
-Source: transformers `modeling_gemma4_unified.py`; for (6) what `generate` does there, since a bare forward pass lets
-images look ahead on full layers and beyond the window, too.  Letters: reference/README.md, and here: I images, J videos
+Source: transformers `modeling_gemma4_unified.py`; for (6) its `create_masks_for_generate`, as Gemma 4's other sizes and
+the engines have it: a plain forward pass there lets images look ahead on full layers and beyond the window, too.
+Letters: reference/README.md, and here: I images, J videos
 of F frames, P patches, C numbers a patch, E width of an embedded patch, M patches or stretches that are not dropped,
 U sounds, R stretches a sound, Z samples a stretch.
 """
@@ -320,7 +321,9 @@ class Gemma4UnifiedTarget(nn.Module):
         ->        [B, T, H]
         """
         if int(holes.sum()) != len(features):
-            raise ValueError(f"tokens hold {int(holes.sum())} placeholders of {what}, but features fill {len(features)}")
+            raise ValueError(
+                f"tokens hold {int(holes.sum())} placeholders of {what}, but features fill {len(features)}"
+            )
         return h.index_put((holes,), features.to(h.dtype))
 
     def blocks(self, types: Tensor) -> Tensor:

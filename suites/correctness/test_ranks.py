@@ -24,6 +24,7 @@ from optimized.ops.aten import Aten
 from optimized.parallel import Placement, RowLinear, VocabEmbedding, VocabHead
 from reference.decoding import Generation
 from suites.draws import folders, random_tokens
+from suites.families.qwen3_moe import MIXTURE
 from suites.ranked import speak_as_a_rank
 from suites.teams import FOUR, THREE, TWO, Team, teams
 
@@ -169,7 +170,7 @@ def test_a_replicated_bias_is_added_once(ranks: int, seed: int) -> None:
         bit_equal("sum", total, (x @ weight.T + bias).double())
 
 
-PROCESSES = {"pinned": (TWO,), "quick": (TWO,), "ci": (TWO,), "nightly": (TWO, THREE)}
+PROCESSES = {"pinned": (TWO,), "quick": (TWO,), "ci": (TWO,), "nightly": (TWO, THREE, MIXTURE)}
 
 
 @pytest.mark.pair("llama-eagle3")

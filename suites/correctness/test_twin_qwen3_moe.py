@@ -23,7 +23,7 @@ from suites.correctness.test_replay import Cycles, begin, paused, run
 from suites.correctness.test_sharding import cut_as_planned, kind_of
 from suites.correctness.test_twin import FORMS, truth
 from suites.draws import Drawn, folders, random_tokens, variant
-from suites.families.qwen3_moe import PINNED_NORMED, PINNED_RAW, RAW, qwen3_moe_targets, tiny_qwen3_moe
+from suites.families.qwen3_moe import MIXTURE, PINNED_NORMED, PINNED_RAW, RAW, qwen3_moe_targets, tiny_qwen3_moe
 from suites.scripted import SIDES, Loop, tiny_draft
 
 pytestmark = [pytest.mark.correctness, pytest.mark.pair("qwen3_moe")]
@@ -36,7 +36,6 @@ BRIEF = Loop(
     tiny_draft(10, vocab=5, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 0]}),
     (2, 1),
 )
-SHARED = Loop(tiny_qwen3_moe(3, 331, num_key_value_heads=4), tiny_draft(4, 331), (4, 2))
 ALL_CHOSEN = variant(RAW, 4, num_experts_per_tok=12)
 
 
@@ -173,7 +172,7 @@ def test_a_draft_leaves_the_text_alone(side: str, num_draft_tokens: int) -> None
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_many_ranks_say_what_one_says(ranks: int) -> None:
-    one, many = (SHARED.open("optimized", tp_size=size).generate(SHARED.prompts, 7, 3) for size in (1, ranks))
+    one, many = (MIXTURE.open(size).generate(MIXTURE.prompts, 7, 3) for size in (1, ranks))
 
     bit_equal("tokens", many.tokens, one.tokens)
     assert many.accepted == one.accepted

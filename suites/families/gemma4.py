@@ -48,9 +48,12 @@ def layouts(draw: st.DrawFn, share: bool) -> dict[str, Any]:
 
 
 @st.composite
-def gemma4_targets(draw: st.DrawFn, size: str = "dense") -> Drawn:
-    """A Gemma 4 text target of one size, spelled as on the hub."""
-    groups, flag = draw(st.sampled_from([1, 2, 4])), st.booleans()
+def gemma4_targets(draw: st.DrawFn, size: str = "dense", ranks: int = 1) -> Drawn:
+    """A Gemma 4 text target of one size, spelled as on the hub.
+
+    ranks   how many can share it
+    """
+    groups, flag = ranks * draw(st.sampled_from([1, 2, 4])), st.booleans()
     vocab = draw(st.sampled_from(VOCABS))
     layout = draw(layouts(share=size == "edge"))
     config = {
@@ -58,7 +61,7 @@ def gemma4_targets(draw: st.DrawFn, size: str = "dense") -> Drawn:
         "architectures": ["Gemma4ForCausalLM"],
         "vocab_size": vocab,
         "hidden_size": draw(st.sampled_from([48, 96])),
-        "intermediate_size": draw(st.sampled_from([48, 64])),
+        "intermediate_size": ranks * draw(st.sampled_from([48, 64])),
         "num_hidden_layers": len(layout["layer_types"]),
         **layout,
         "num_attention_heads": groups * draw(st.integers(1, 3)),
@@ -80,7 +83,7 @@ def gemma4_targets(draw: st.DrawFn, size: str = "dense") -> Drawn:
         "hidden_activation": "gelu_pytorch_tanh",
     }
     if size == "experts":
-        experts = draw(st.integers(2, 8))
+        experts = ranks * draw(st.integers(2, 8))
         config |= {
             "enable_moe_block": True,
             "num_experts": experts,
@@ -140,6 +143,15 @@ EDGE = {
     "use_bidirectional_attention": None,
 }
 PINNED = {"dense": drawn_of(DENSE), "experts": drawn_of(EXPERTS), "edge": drawn_of(EDGE)}
+EVERYTHING = {**EXPERTS, **EDGE, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+"""all that a layer can hold at once, though no published size has it so"""
+
+
+def tiny_gemma4(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
+    """Five layers with all that they can hold, the last two shared, beside `suites.scripted.tiny_draft`."""
+    layers = {"layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL], "num_hidden_layers": 5, "num_kv_shared_layers": 2}
+    few = {"vocab_size": vocab, "vocab_size_per_layer_input": vocab, "sliding_window": 4}
+    return drawn_of(EVERYTHING, seed, **layers, **few, **changes)
 
 
 def _published(**facts: Any) -> dict[str, Any]:

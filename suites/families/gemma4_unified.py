@@ -1,6 +1,7 @@
 """Gemma 4 Unified: tiny configs, prompts with images, videos and sound among text, and the size that is published."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,14 +10,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from suites.draws import SEEDS, Drawn, random_tokens
+from suites.draws import Drawn, random_tokens
 from suites.families.gemma4 import DENSE, FULL, SLIDING, gemma4_targets
+from suites.families.gemma4 import PUBLISHED as TEXTS
 
 MARKS = 8
 """ids at the end of the vocabulary that no token of text has: placeholders and the marks around them"""
 
 
-def shell(text: dict[str, Any], vision: dict[str, Any] | None, sound: dict[str, Any] | None, far: bool) -> dict[str, Any]:
+def shell(
+    text: dict[str, Any], vision: dict[str, Any] | None, sound: dict[str, Any] | None, far: bool
+) -> dict[str, Any]:
     """A config around a text model; `far` puts placeholders beyond the vocabulary."""
     first = text["vocab_size"] - MARKS
     image, video, audio = (first + i + (100 if far else 0) for i in range(3))
@@ -138,8 +142,11 @@ PINNED_LAYOUT = Layout(
     3,
     ((True, True, True), (False, True, True), (True, False, False)),
 )
-TOUCHING = Layout((Piece("image", 1, 2, 2), Piece("video", 0, 2, 1, 2), Piece("image", 0, 1, 3)), 2, ((True,) * 3,), False)
+TOUCHING = Layout(
+    (Piece("image", 1, 2, 2), Piece("video", 0, 2, 1, 2), Piece("image", 0, 1, 3)), 2, ((True,) * 3,), False
+)
 """images and frames with nothing between them: one run"""
+SOUND_ALONE = Layout((Piece("audio", 2, 3),), 3, ((True,), (False,), (True,)))
 TYPES = {"image": 1, "video": 2, "audio": 3}
 
 
@@ -183,7 +190,9 @@ class Prompt:
     @cached_property
     def tokens(self) -> Tensor:
         """[B, T]"""
-        text = random_tokens(self.keys["text_config"]["vocab_size"] - MARKS, len(self.layout.shown), self.width, self.seed)
+        text = random_tokens(
+            self.keys["text_config"]["vocab_size"] - MARKS, len(self.layout.shown), self.width, self.seed
+        )
         for kind, number in TYPES.items():
             text = text.where(self.token_type_ids != number, self.keys[f"{kind}_token_id"])
         return text
@@ -199,9 +208,9 @@ class Prompt:
                 if here and start <= starts[0] < stop:
                     made[piece.kind].append(made_now)
         named = {"mm_token_type_ids": self.token_type_ids[:, start:stop]}
-        for kind, names in NAMES.items():
-            if made[kind]:
-                named |= {name: fill(list(part)) for name, part in zip(names, zip(*made[kind], strict=True), strict=True)}
+        for kind, tensors in BATCHES.items():
+            for part, (name, value, own) in zip(zip(*made[kind], strict=True), tensors, strict=False):
+                named[name] = fill(part, value, own)
         return named
 
     def patches(self, piece: Piece, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -229,20 +238,79 @@ class Prompt:
         return [c for c in range(1, self.width) if c not in through and not touching[c - 1]]
 
 
-NAMES = {
-    "image": ("pixel_values", "image_position_ids"),
-    "video": ("pixel_values_videos", "video_position_ids"),
-    "audio": ("input_features", "input_features_mask"),
-}
-
-
-def fill(parts: list[Tensor]) -> Tensor:
-    """A batch of pieces of different sizes: filled up with noise at positions -1, or where the mask is false."""
-    kinds = {torch.int64: -1, torch.bool: False, torch.float64: 0.7}
-    sizes = [max(sizes) + 1 for sizes in zip(*(part.shape for part in parts), strict=True)]
-    # one more of what can be filled: patches, stretches and frames, not what one of them is made of
-    sizes[-1:] = [] if parts[0].dtype == torch.bool else [parts[0].shape[-1]]
-    batch = torch.full((len(parts), *(sizes if parts[0].dtype != torch.bool else [max(map(len, parts)) + 1])), kinds[parts[0].dtype], dtype=parts[0].dtype)
+def fill(parts: Sequence[Tensor], value: float, own: int) -> Tensor:
+    """A batch of parts of different sizes: each dim but the last `own` is filled up, with one more than any has."""
+    free = parts[0].dim() - own
+    sizes = [max(part.shape[dim] for part in parts) + 1 for dim in range(free)]
+    batch = parts[0].new_full((len(parts), *sizes, *parts[0].shape[free:]), value)
     for row, part in zip(batch, parts, strict=True):
         row[tuple(slice(size) for size in part.shape)] = part
     return batch
+
+
+NOISE = 0.7
+"""in patches and stretches that are filling: whoever reads it is seen"""
+BATCHES = {
+    "image": (("pixel_values", NOISE, 1), ("image_position_ids", -1, 1)),
+    "video": (("pixel_values_videos", NOISE, 1), ("video_position_ids", -1, 1)),
+    "audio": (("input_features", NOISE, 1), ("input_features_mask", False, 0)),
+}
+"""kind of piece -> its tensors in transformers' words: (name, filling, dims that are not filled up)"""
+
+
+PUBLISHED = {
+    "gemma-4-12B": {
+        "model_type": "gemma4_unified",
+        "architectures": ["Gemma4UnifiedForConditionalGeneration"],
+        "audio_config": {
+            "model_type": "gemma4_unified_audio",
+            "audio_embed_dim": 640,
+            "audio_samples_per_token": 640,
+            "hidden_size": 640,
+            "output_proj_dims": 640,
+            "rms_norm_eps": 1e-06,
+        },
+        "audio_token_id": 258_881,
+        "boa_token_id": 256_000,
+        "boi_token_id": 255_999,
+        "dtype": "bfloat16",
+        "eoa_token_index": 258_883,
+        "eoi_token_id": 258_882,
+        "image_token_id": 258_880,
+        "initializer_range": 0.02,
+        "text_config": {
+            **TEXTS["gemma-4-12B"],
+            "model_type": "gemma4_unified_text",
+            "architectures": None,
+            "attention_bias": False,
+            "enable_moe_block": False,
+            "moe_intermediate_size": None,
+            "num_experts": None,
+            "num_kv_shared_layers": 0,
+            "pad_token_id": 0,
+            "rope_parameters": {
+                FULL: {"partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0, "rope_type": "proportional"},
+                SLIDING: {"rope_theta": 10_000.0, "rope_type": "default"},
+            },
+            "top_k_experts": None,
+            "use_cache": True,
+            "use_double_wide_mlp": False,
+        },
+        "tie_word_embeddings": True,
+        "video_token_id": 258_884,
+        "vision_config": {
+            "model_type": "gemma4_unified_vision",
+            "mm_embed_dim": 3840,
+            "mm_posemb_size": 1120,
+            "model_patch_size": 48,
+            "num_soft_tokens": 280,
+            "output_proj_dims": 3840,
+            "patch_size": 16,
+            "pooling_kernel_size": 3,
+            "rms_norm_eps": 1e-06,
+        },
+    },
+}
+"""`config.json` as the hub has it"""
+SUPPRESSED = (258_883, 258_882)
+"""`suppress_tokens` of its `generation_config.json`"""

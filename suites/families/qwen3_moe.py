@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from suites.draws import ALL_ROPES, ROPES, SEEDS, VOCABS, Drawn, ropes, variant
-from suites.scripted import TINY
+from suites.scripted import TINY, tiny_draft
+from suites.teams import Team
 
 MODEL = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_act": "silu"}
 
@@ -95,6 +96,9 @@ def tiny_qwen3_moe(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
     few = {"num_hidden_layers": 3, "mlp_only_layers": [1], "num_experts": 5, "num_experts_per_tok": 2}
     return variant(NORMED, seed, **{**TINY, **few, "vocab_size": vocab, **changes})
 
+
+MIXTURE = Team(2, tiny_qwen3_moe(3, 331, num_key_value_heads=4), tiny_draft(4, 331))
+"""a couple that two ranks share, or four"""
 
 PUBLISHED: Mapping[str, dict[str, Any]] = {
     "Qwen3-30B-A3B": {
