@@ -174,14 +174,18 @@ class Part:
         """Declare a canonical tensor, how much of it this rank holds, and where."""
         self.pieces[name] = Piece(into, shape, held)
 
-    def load(self, name: str, full: Tensor) -> None:
-        """Copy this rank's shard out of the full canonical tensor."""
+    def shard(self, name: str, full: Tensor) -> Tensor:
+        """This rank's part of a full canonical tensor that was not loaded yet."""
         if name in self.written:
             raise LoadError(f"{name!r} was loaded twice")
-        into, shape, held = self.pieces[name]
+        _, shape, held = self.pieces[name]
         if tuple(full.shape) != shape:
             raise ShardError(f"{name!r} has shape {tuple(full.shape)}, expected {shape}")
-        shard = full[held] if held else full
+        return full[held] if held else full
+
+    def load(self, name: str, full: Tensor) -> None:
+        """Copy this rank's shard out of the full canonical tensor."""
+        shard, into = self.shard(name, full), self.pieces[name].into
         into[: shard.shape[0]].copy_(shard)
         into[shard.shape[0] :].zero_()
         self.written.add(name)

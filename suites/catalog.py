@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import optimized.drafts.eagle3
+import optimized.targets.deepseek
 import optimized.targets.gemma3
 import optimized.targets.gemma4
 import optimized.targets.llama
@@ -62,7 +63,7 @@ PAIRS = {
             "Gemma4Unified",
             (*PAGE, "image", "audio", "video"),
         ),
-        _target("deepseek", reference.targets.deepseek, None, "Deepseek", PAGE),
+        _target("deepseek", reference.targets.deepseek, optimized.targets.deepseek, "Deepseek", FULL),
         _target("kimi_k25", reference.targets.kimi_k25, None, "KimiK25", (*PAGE, "image", "video")),
         _target("qwen3_moe", reference.targets.qwen3_moe, optimized.targets.qwen3_moe, "Qwen3Moe", FULL),
         Pair("eagle3", "draft", reference.drafts.eagle3, optimized.drafts.eagle3, "Eagle3Config", "Eagle3Draft", FULL),

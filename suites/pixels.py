@@ -52,8 +52,8 @@ class PixelConfig:
         facts = cls(
             height=size.count("height"),
             width=size.count("width"),
-            mean=_channels(keys, "image_mean", least=0.0),
-            std=_channels(keys, "image_std", least=1e-6),
+            mean=read_channels(keys, "image_mean", least=0.0),
+            std=read_channels(keys, "image_std", least=1e-6),
             scale=keys.number("rescale_factor", 1 / 255),
             resample=resample,
         )
@@ -62,8 +62,9 @@ class PixelConfig:
         return facts
 
 
-def _channels(keys: Keys, name: str, least: float) -> tuple[float, ...]:
-    value = keys.get(name, [0.5, 0.5, 0.5])
+def read_channels(keys: Keys, name: str, least: float, default: float = 0.5) -> tuple[float, ...]:
+    """A number for red, green and blue each; errors: ConfigError."""
+    value = keys.get(name, [default] * 3)
     numbers = isinstance(value, list | tuple) and all(isinstance(x, int | float) and x >= least for x in value)
     if not numbers or len(value) != 3:
         raise ConfigError(f"config key {name!r} is {value!r}; three numbers from {least} are expected")

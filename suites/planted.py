@@ -4,7 +4,7 @@
 """
 
 from harness.planting import Bug
-from suites.bugs import deepseek, drafts, gemma3, gemma3_twin, harmless, loading, loop, qwen3_moe, ranks
+from suites.bugs import deepseek, drafts, gemma3, gemma3_twin, gemma4_unified, harmless, kimi_k25, loading, loop, qwen3_moe, ranks
 
 BUGS: tuple[Bug, ...] = (
     *drafts.BUGS,
@@ -15,5 +15,7 @@ BUGS: tuple[Bug, ...] = (
     *qwen3_moe.BUGS,
     *gemma3.BUGS,
     *gemma3_twin.BUGS,
+    *gemma4_unified.BUGS,
     *deepseek.BUGS,
+    *kimi_k25.BUGS,
 )

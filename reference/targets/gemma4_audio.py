@@ -122,9 +122,10 @@ def waves(farthest: int, width: int, dtype: torch.dtype, device: torch.device) -
 
     ->  [farthest + 1, F]
     """
+    # frequencies are float32 in every dtype of the model, as those of ropes are
+    frequency = torch.exp(torch.arange(width // 2, dtype=torch.float32) * -(math.log(1e4) / max(width // 2 - 1, 1)))
     wide = dtype if dtype == torch.float64 else torch.float32
-    step = math.log(10_000.0) / max(width // 2 - 1, 1)
-    angle = torch.arange(farthest + 1, dtype=wide)[:, None] * torch.exp(torch.arange(width // 2, dtype=wide) * -step)
+    angle = torch.arange(farthest + 1, dtype=wide)[:, None] * frequency.to(wide)
     return torch.cat([angle.sin(), angle.cos()], -1).to(device, dtype)
 
 

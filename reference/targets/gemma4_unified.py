@@ -15,9 +15,8 @@ causal. Without types, placeholders tell. A run is read in one pass: it sees ahe
 Logits are as the head gives them: what decoding must not emit stands in `generation_config.json` (`suppress_tokens`).
 Source: transformers `modeling_gemma4_unified.py`; for (6) its `create_masks_for_generate`, as Gemma 4's other sizes and
 the engines have it: a plain forward pass there lets images look ahead on full layers and beyond the window, too.
-Letters: reference/README.md, and here: I images, J videos
-of F frames, P patches, C numbers a patch, E width of an embedded patch, M patches or stretches that are not dropped,
-U sounds, R stretches a sound, Z samples a stretch.
+Letters: reference/README.md, and here: I images, J videos of F frames, P and Q patches, C numbers a patch, E width of
+an embedded patch, M patches or stretches that are not dropped, U sounds, R stretches a sound, Z samples a stretch.
 """
 
 from collections.abc import Sequence

@@ -30,10 +30,6 @@ class Located:
     def name(self) -> str:
         return self.speculation.name
 
-    @property
-    def pairs(self) -> tuple[str, str]:
-        return self.speculation.target, self.speculation.draft
-
     def open(self, **side: Any) -> OpenSpeculation:
         """Both sides read the same two folders."""
         return open_speculation(self.target, self.draft, algorithm=self.speculation.algorithm, **side)

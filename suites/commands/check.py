@@ -46,7 +46,7 @@ def check(
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """Names of pairs; a speculation stands for its target and its draft."""
+    """Names that claims speak about; a speculation stands for itself, its target and its draft."""
     if not names:
         return []
     from suites.catalog import PAIRS, SPECULATIONS
@@ -54,7 +54,7 @@ def expand(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if name in SPECULATIONS:
-            found += [SPECULATIONS[name].target, SPECULATIONS[name].draft]
+            found += [name, SPECULATIONS[name].target, SPECULATIONS[name].draft]
         elif name in PAIRS:
             found.append(name)
         else:

@@ -22,7 +22,7 @@ from suites.correctness.test_replay import begin, paused, run
 from suites.correctness.test_sharding import cut_as_planned, kind_of
 from suites.correctness.test_twin import FORMS, every_form, truth
 from suites.draws import Drawn, folders, random_tokens, variant
-from suites.families.gemma3 import PINNED_TEXT, TEXT, gemma3_texts, tiny_gemma3
+from suites.families.gemma3 import FULL, PINNED_TEXT, SLIDING, TEXT, gemma3_texts, tiny_gemma3
 from suites.scripted import SIDES, Loop, tiny_draft
 from suites.teams import Team
 
@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.correctness, pytest.mark.pair("gemma3")]
 
 # few words: a draft of random weights is right often enough for every count to occur
 LOOP = Loop(tiny_gemma3(5, vocab=5, tie_word_embeddings=False), tiny_draft(6, vocab=5), (5, 1, 3))
+STRETCHED = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
+DYNAMIC = variant(TEXT, 6, max_position_embeddings=8, rope_parameters=dict.fromkeys((FULL, SLIDING), STRETCHED))
 UNTIED = variant(TEXT, 5, tie_word_embeddings=False, attention_bias=False, num_hidden_layers=2, layer_types=None)
 
 
@@ -46,6 +48,7 @@ def hold_all(out: TargetOutput, want: TargetOutput, target: OpenTarget) -> None:
 @given(drawn=gemma3_texts(), batch=st.integers(1, 3), width=st.integers(1, 24))
 @example(drawn=PINNED_TEXT, batch=2, width=20)
 @example(drawn=UNTIED, batch=1, width=9)
+@example(drawn=DYNAMIC, batch=1, width=20)
 def test_the_target_is_the_reference(device: str, dtype: torch.dtype, drawn: Drawn, batch: int, width: int) -> None:
     tokens = random_tokens(drawn.keys["vocab_size"], batch, width, drawn.seed)
     with folders(drawn) as (path, _):

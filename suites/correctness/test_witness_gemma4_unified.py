@@ -2,7 +2,8 @@
 
 Born of SGLang #27167, which brought this family in without a test, of engines that leave image attention causal where
 a backend has no mask for it, and of transformers itself: a bare forward pass lets images look ahead on full layers,
-the masks of its `create_masks_for_generate` do not. Patches and sound enter without an encoder, so a wrong row is a wrong token at once.
+the masks of its `create_masks_for_generate` do not. Patches and sound enter without an encoder, so a wrong row is a
+wrong token at once.
 """
 
 from dataclasses import replace
@@ -196,14 +197,21 @@ def test_both_spellings_of_a_checkpoint_are_the_same_model(tied: bool, tmp_path:
 def test_a_sense_may_be_absent(absent: str, tmp_path: Path) -> None:
     path = witness.create({**UNIFIED, absent: None}, tmp_path)
     tokens = random_tokens(300, 1, 6, 0)
-
     target = open_target(path, dtype=torch.float64)
 
-    hold_all(
-        target(tokens, capture=range(target.num_layers + 1)),
-        witness.load(path, dtype=torch.float64).run(tokens),
-        target,
-    )
+    out = target(tokens, capture=range(target.num_layers + 1))
+
+    hold_all(out, witness.load(path, dtype=torch.float64).run(tokens), target)
+
+
+def test_placeholders_without_features_are_padding() -> None:
+    target, outside = both(PINNED_UNIFIED)
+    tokens = random_tokens(300, 2, 8, 0)
+    tokens[0, 2:5] = torch.tensor([UNIFIED[f"{kind}_token_id"] for kind in ("image", "video", "audio")])
+
+    out = target(tokens, capture=range(target.num_layers + 1))
+
+    hold_all(out, outside.run(tokens), target)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -6,7 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from suites.draws import ROPES, SEEDS, VOCABS, Drawn
+from suites.draws import ROPES, SEEDS, VOCABS, Drawn, variant
+from suites.scripted import TINY as FEW
+from suites.scripted import tiny_draft
+from suites.teams import Team
 
 SECOND, THIRD = "deepseek_v2", "deepseek_v3"
 ARCHITECTURES = {SECOND: "DeepseekV2ForCausalLM", THIRD: "DeepseekV3ForCausalLM"}
@@ -44,11 +47,17 @@ def deepseek_targets(
     max_layers: int = 5,
     kinds: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn"),
     query_ranks: tuple[int | None, ...] = (None, 24),
+    ranks: int = 1,
+    every_expert: bool = False,
 ) -> Drawn:
-    """A target: with q-LoRA and without, any groups, all layers dense to none."""
+    """A target: with q-LoRA and without, any groups, all layers dense to none.
+
+    ranks         how many can share it, where they are no more than two or four
+    every_expert  nobody has to choose, so no rounding can choose otherwise
+    """
     model, flag, layers = draw(st.sampled_from(models)), st.booleans(), draw(st.integers(1, max_layers))
-    heads = draw(st.integers(1, 4))
-    experts, groups, kept, chosen = draw(st.sampled_from(GROUPS))
+    heads = ranks * draw(st.integers(1, 4))
+    experts, groups, kept, chosen = (4, 1, 1, 4) if every_expert else draw(st.sampled_from(GROUPS))
     config = {
         "model_type": model,
         "architectures": [ARCHITECTURES[model]],
@@ -146,6 +155,17 @@ PINNED_LITE, PINNED_LIMITED, PINNED_SIGMOID = (
     Drawn(json.dumps(config), seed) for config, seed in ((LITE, 1), (LIMITED, 2), (SIGMOID, 3))
 )
 PINNED = {"lite": PINNED_LITE, "limited": PINNED_LIMITED, "sigmoid": PINNED_SIGMOID}
+
+
+def tiny_deepseek(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
+    """Three layers, the first one dense, beside `suites.scripted.tiny_draft`."""
+    few = {**FEW, "num_key_value_heads": 4, "num_hidden_layers": 3, "first_k_dense_replace": 1}
+    few.pop("head_dim")
+    return variant(SIGMOID, seed, **{**few, "vocab_size": vocab, **changes})
+
+
+LATENTS = Team(2, tiny_deepseek(3, 331), tiny_draft(4, 331))
+"""a couple that two ranks share, or four"""
 
 
 def _published(model: str, **facts: Any) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def tiny_gemma4(seed: int, vocab: int = 13, **changes: Any) -> Drawn:
     """Five layers with all that they can hold, the last two shared, beside `suites.scripted.tiny_draft`."""
     layers = {"layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL], "num_hidden_layers": 5, "num_kv_shared_layers": 2}
     few = {"vocab_size": vocab, "vocab_size_per_layer_input": vocab, "sliding_window": 4}
-    return drawn_of(EVERYTHING, seed, **layers, **few, **changes)
+    return drawn_of({**EVERYTHING, **layers, **few}, seed, **changes)
 
 
 def _published(**facts: Any) -> dict[str, Any]:

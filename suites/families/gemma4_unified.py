@@ -314,3 +314,50 @@ PUBLISHED = {
 """`config.json` as the hub has it"""
 SUPPRESSED = (258_883, 258_882)
 """`suppress_tokens` of its `generation_config.json`"""
+PROCESSOR_CONFIG = {
+    "audio_ms_per_token": 40,
+    "audio_seq_length": 750,
+    "feature_extractor": {
+        "audio_samples_per_token": 640,
+        "feature_extractor_type": "Gemma4UnifiedAudioFeatureExtractor",
+        "feature_size": 640,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+        "sampling_rate": 16_000,
+    },
+    "image_processor": {
+        "do_convert_rgb": True,
+        "do_normalize": False,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.0, 0.0, 0.0],
+        "image_processor_type": "Gemma4UnifiedImageProcessor",
+        "image_std": [1.0, 1.0, 1.0],
+        "max_soft_tokens": 280,
+        "patch_size": 16,
+        "pooling_kernel_size": 3,
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+    },
+    "image_seq_length": 280,
+    "processor_class": "Gemma4UnifiedProcessor",
+    "video_processor": {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "do_sample_frames": True,
+        "image_mean": [0.0, 0.0, 0.0],
+        "image_std": [1.0, 1.0, 1.0],
+        "max_soft_tokens": 70,
+        "num_frames": 32,
+        "patch_size": 16,
+        "pooling_kernel_size": 3,
+        "resample": 3,
+        "rescale_factor": 0.00392156862745098,
+        "return_metadata": False,
+        "video_processor_type": "Gemma4UnifiedVideoProcessor",
+    },
+}
+"""`processor_config.json` as transformers' processors save it"""
