@@ -50,15 +50,12 @@ class SingleRank:
     rank, size = 0, 1
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """The tensor itself."""
         return tensor
 
     def all_gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The tensor itself."""
         return tensor
 
     def broadcast(self, tensor: Tensor, src: int = 0) -> Tensor:
-        """The tensor itself."""
         return tensor
 
 
@@ -368,7 +365,6 @@ class PackedModel:
         self.parts: list[Part] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's `forward`."""
         return self.forward(*args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -86,8 +86,18 @@ def demo(
 
 
 @app.command("list")
-def list_(kind: Kind, json: Json = False) -> int:
+def list_(
+    kind: Kind,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Published sizes of the pairs, and what each rank holds.")
+    ] = False,
+    json: Json = False,
+) -> int:
     """Tables of what there is."""
+    if memory:
+        from suites.commands.memory import memory as sizes
+
+        return answer(json, sizes)
     from suites.commands.tables import LISTS
 
     return answer(json, LISTS[kind])

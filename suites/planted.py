@@ -4,7 +4,22 @@
 """
 
 from harness.planting import Bug
-from suites.bugs import deepseek, drafts, gemma3, gemma3_twin, gemma4_unified, harmless, kimi_k25, loading, loop, qwen3_moe, ranks
+from suites.bugs import (
+    deepseek,
+    deepseek_twin,
+    drafts,
+    gemma3,
+    gemma3_twin,
+    gemma4,
+    gemma4_mm,
+    gemma4_unified,
+    harmless,
+    kimi_k25,
+    loading,
+    loop,
+    qwen3_moe,
+    ranks,
+)
 
 BUGS: tuple[Bug, ...] = (
     *drafts.BUGS,
@@ -15,7 +30,10 @@ BUGS: tuple[Bug, ...] = (
     *qwen3_moe.BUGS,
     *gemma3.BUGS,
     *gemma3_twin.BUGS,
+    *gemma4.BUGS,
     *gemma4_unified.BUGS,
     *deepseek.BUGS,
+    *deepseek_twin.BUGS,
     *kimi_k25.BUGS,
+    *gemma4_mm.BUGS,
 )

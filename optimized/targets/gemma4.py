@@ -125,7 +125,8 @@ class Gemma4Attention:
 
     def __init__(self, c: Gemma4Config, index: int, name: str, model: PackedModel, at: Placement) -> None:
         self.c, self.ops, self.donor, self.owns = c, at.ops, c.donor(index), not c.is_shared(index)
-        kind = self.kind = c.kind(index)
+        self.layer_type, self.kind = c.layer_types[index], c.kind(index)
+        kind = self.kind
         heads = {"q_proj": c.heads}
         if self.owns:
             heads |= {"k_proj": kind.kv_heads} | ({} if kind.k_eq_v else {"v_proj": kind.kv_heads})
@@ -146,7 +147,7 @@ class Gemma4Attention:
     ) -> Tensor:
         """x [M, H], positions [B, T], slots [M] -> [M, H]"""
         kind, keys, values = self.kind, cache.keys[self.donor], cache.values[self.donor]
-        turn = (inv_freq[self.c.layer_types[self.donor]], kind.rope.scale)
+        turn = (inv_freq[self.layer_type], kind.rope.scale)
         projected, flat, eps = self.qkv(x), positions.flatten(), self.c.eps
         if self.owns:
             norms = (self.q_norm.weight, self.k_norm.weight, eps, GEMMA4)
@@ -178,8 +179,8 @@ class Gemma4Mixture:
         """s [M, H] the stream, f [M, H] what the dense block adds -> [M, H]"""
         ops, eps = self.ops, self.c.eps
         scores = self.router(ops.add_rmsnorm(s, None, self.scale.matrix, eps, GEMMA4)[0])
-        chances = self.per_expert_scale.weight
-        ids, weights = ops.route_softmax(scores, self.c.experts_per_token, True, chances, wide=True)  # (6)
+        factors = self.per_expert_scale.weight
+        ids, weights = ops.route_softmax(scores, self.c.experts_per_token, True, factors, wide=True)  # (6)
         mixed = self.experts(ops.add_rmsnorm(s, None, self.norm_c.weight, eps, GEMMA4)[0], ids, weights)
         dense, _ = ops.add_rmsnorm(f, None, self.norm_a.weight, eps, GEMMA4)
         return ops.sandwich_norm(mixed, dense, self.norm_b.weight, None, eps, GEMMA4)[1]  # (7)
@@ -205,6 +206,7 @@ class Gemma4Layer:
             self.gate = model.own(ReplicatedLinear(gate, c.hidden, c.per_layer_width, False, at))
             self.out = model.own(ReplicatedLinear(out, c.per_layer_width, c.hidden, False, at))
             self.closing_norm = model.own(Norm(f"{name}post_per_layer_input_norm.weight", c.hidden, c.eps, at))
+        # one number, replicated as the weights of norms are
         self.layer_scalar = model.own(Norm(f"{name}layer_scalar", 1, c.eps, at))
 
     def __call__(

@@ -1,6 +1,6 @@
 """The audio tower of Gemma 4: frames of a spectrum to a quarter as many tokens, by convolutions and a conformer.
 
-    (1)  x <- relu(LN(Conv x)), twice; h_0 = W_in x          3 by 3, stride 2 in time and pitch; LN over channels, no bias
+    (1)  x <- relu(LN(Conv x)), twice; h_0 = W_in x          3 by 3, stride 2; LN over channels, without a bias
     (2)  a = h_i + r norm_b(W_2 silu(W_1 norm_a(h_i)))
     (3)  u = norm_in(a);  q = softplus(g) D^-1/2 / ln 2 * W_q u,  k = log_2(1 + e) W_k u,  v = W_v u
     (4)  e_tj = c tanh(q_t . (k_j + W_rel wave(t - j + z)) / c)               wave(m) = 0 where m < 0
@@ -9,10 +9,11 @@
     (7)  h_{i+1} = norm_out(d + r norm_d(W_4 silu(W_3 norm_c(d))))
     (8)  f = W_out h_L + bias
 
-wave(m) has sin(m t_i) and then cos(m t_i), t_i from 1 down to 1/10000 in equal ratios. Engines attend in chunks; all that
-is left of a chunk here is z = (chunk + left - 1 + right) // 2 - (left - 1), which is 0 in published files. A stream is
-clamped to +-limit before and after the blocks of (2), (5), (7) and after the convolution of (6). Every W of (2) to (7)
-but W_rel stands between two clamps if `clipped`. Norms of (2), (5) and (7) have an eps of 1e-6 whatever the config says.
+wave(m) has sin(m t_i) and then cos(m t_i), t_i from 1 down to 1/10000 in equal ratios. Engines attend in chunks; all
+that is left of a chunk here is z = (chunk + left - 1 + right) // 2 - (left - 1), which is 0 in published files. What
+enters and leaves the blocks of (2), (5) and (7), the convolution of (6) and the sum of (7) is clamped to +-limit. Every
+W of (2) to (7) but W_rel stands between two clamps of its own if `clipped`. Norms have the config's eps in (1) and (6)
+alone, elsewhere 1e-6.
 
 A sound is its real frames: what fills up a batch behind them is dropped first. Reports: arXiv 2303.01037, 2005.08100.
 Source: transformers `modeling_gemma4.py`.  Letters: reference/README.md, and here: U sounds, R frames, Z numbers a
@@ -83,8 +84,8 @@ class Gemma4AudioConfig:
         unseen = keys.get("attention_invalid_logits_value", -1e9)
         if not isinstance(unseen, int | float) or not unseen <= UNSEEN:
             raise ConfigError(
-                f"config key {keys.path + 'attention_invalid_logits_value'!r} is {unseen!r}; what is out of sight would "
-                f"have weight: {UNSEEN} or less is expected"
+                f"config key {keys.path + 'attention_invalid_logits_value'!r} is {unseen!r}; what is out of sight "
+                f"would have weight: {UNSEEN} or less is expected"
             )
         facts = cls(
             hidden=keys.count("hidden_size", 1024),
@@ -138,7 +139,11 @@ class Gemma4Subsampling(nn.Module):
         self.norm = nn.LayerNorm(out, eps, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [into, R, Z] -> [out, R/2, Z/2], rounded up"""
+        """Half as many frames, half as many rows, both rounded up.
+
+        x   [K, R, Z]  K channels in, E out
+        ->  [E, T, Y]
+        """
         return F.relu(self.norm(self.conv(x[None])[0].movedim(0, -1)).movedim(-1, 0))
 
 

@@ -195,7 +195,9 @@ class Gemma4MmTarget(nn.Module):
         ->        [B, T, H]
         """
         if int(holes.sum()) != len(features):
-            raise ValueError(f"tokens hold {int(holes.sum())} placeholders of {what}, but features fill {len(features)}")
+            raise ValueError(
+                f"tokens hold {int(holes.sum())} placeholders of {what}, but features fill {len(features)}"
+            )
         return h.index_put((holes,), features.to(h.dtype))
 
     def forward(

@@ -200,7 +200,8 @@ class Gemma4VisionTower(nn.Module):
         p = self.patch_embedder(pixels, places)  # (1)
         for layer in self.encoder["layers"]:
             p = layer(p, places, visible)
-        return torch.cat([self.pool(patches[kept], at[kept]) for patches, at, kept in zip(p, places, real, strict=True)])
+        images = zip(p, places, real, strict=True)
+        return torch.cat([self.pool(patches[kept], at[kept]) for patches, at, kept in images])
 
     def pool(self, p: Tensor, places: Tensor) -> Tensor:
         """Equations (5) and (6), for one image without its filling.

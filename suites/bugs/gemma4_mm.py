@@ -15,7 +15,6 @@ EQUAL = f"{CLAIMS}::test_every_capture_point_equals_transformers"
 TWO_PASSES = f"{CLAIMS}::test_two_passes_equal_one"
 UNTOLD = f"{CLAIMS}::test_placeholders_tell_what_types_would"
 ORDER = f"{CLAIMS}::test_the_order_of_patches_is_of_no_account"
-SIZES = f"{CLAIMS}::test_published_sizes_have_the_parameters_of_transformers"
 
 SHELL, VISION, AUDIO = (f"reference.targets.gemma4_{name}" for name in ("mm", "vision", "audio"))
 TEXT = "reference.targets.gemma4.Gemma4Target"
@@ -289,7 +288,7 @@ BUGS = (
     ),
     Bug(
         "gemma4-towers-names-unknown",
-        "a head that is looked for outside of the text model",
+        "a loader that knows the names of the text model alone: the shell's have one word more in front",
         f"{SHELL}.CHECKPOINT_NAMES",
         lambda names: names[1:],
         EQUAL,

@@ -14,6 +14,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from harness import witness
@@ -39,6 +40,8 @@ pytestmark = [pytest.mark.correctness, pytest.mark.pair("gemma4_unified")]
 
 IMAGES = PROCESSOR_CONFIG["image_processor"]
 SOUNDS = PROCESSOR_CONFIG["feature_extractor"]
+GOLDEN = Path(__file__).parent.parent / "golden" / "patches.safetensors"
+"""what transformers' processors made once, with torchvision at hand: suites/golden/make_patches.py"""
 
 
 def pictures(sizes: list[tuple[int, int]], seed: int) -> list[Image.Image]:
@@ -101,6 +104,26 @@ def test_patches_are_cut_as_by_transformers(
     want, places = (torch.stack(both) for both in zip(*pairs, strict=True))
     bit_equal("image_position_ids", ours["image_position_ids"], places)
     bit_equal("pixel_values", ours["pixel_values"], want.float())
+
+
+def as_bytes(pixels: Tensor) -> Tensor:
+    """Pixels as they were before they were scaled, whose last bit is rounded here and there at different places."""
+    return (pixels * 255).round().to(torch.uint8)
+
+
+def test_patches_are_those_of_the_processors_that_need_torchvision() -> None:
+    golden = load_file(GOLDEN)
+    facts = with_images(patch_size=2, pooling_kernel_size=3, max_soft_tokens=70, num_frames=4)
+    shown = [Image.fromarray(golden[f"picture_{i}"].numpy()) for i in range(3)]
+    clip = [Image.fromarray(frame.numpy()) for frame in golden["clip"]]
+
+    ours = {**image_inputs(shown, facts), **video_inputs([clip], facts)}
+
+    bit_equal("image_position_ids", ours["image_position_ids"], golden["image_position_ids"])
+    bit_equal("video_position_ids", ours["video_position_ids"], golden["video_position_ids"])
+    # the first picture and the frames keep their size: of the others, pillow and torchvision make different bytes
+    bit_equal("picture", as_bytes(ours["pixel_values"][0]), as_bytes(golden["pixel_values"][0]))
+    bit_equal("clip", as_bytes(ours["pixel_values_videos"]), as_bytes(golden["pixel_values_videos"]))
 
 
 @pytest.mark.parametrize(

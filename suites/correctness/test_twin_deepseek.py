@@ -46,7 +46,7 @@ pytestmark = [pytest.mark.correctness, pytest.mark.pair("deepseek")]
 LOOP = Loop(tiny_deepseek(6, vocab=5), tiny_draft(7, vocab=5), (5, 1, 3))
 # every interpreted program costs milliseconds
 BRIEF = Loop(
-    tiny_deepseek(9, vocab=5, num_hidden_layers=2),
+    tiny_deepseek(9, vocab=5, num_hidden_layers=2, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1),
     tiny_draft(10, vocab=5, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 0]}),
     (2, 1),
 )
@@ -103,7 +103,7 @@ def hold_to_reference(drawn: Drawn, dtype: torch.dtype, device: str, tokens: Ten
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@given(drawn=deepseek_targets(), batch=st.integers(1, 2), width=st.integers(1, 20))
+@given(drawn=deepseek_targets(max_layers=3), batch=st.integers(1, 2), width=st.integers(1, 12))
 @example(drawn=PINNED_LITE, batch=2, width=12)
 @example(drawn=PINNED_LIMITED, batch=2, width=12)
 @example(drawn=PINNED_SIGMOID, batch=2, width=12)
@@ -116,6 +116,15 @@ def test_the_target_is_the_reference(dtype: torch.dtype, drawn: Drawn, batch: in
 @example(drawn=ALL_CHOSEN, width=12)
 def test_in_half_precision_every_expert_is_the_references(device: str, drawn: Drawn, width: int) -> None:
     hold_to_reference(drawn, torch.bfloat16, device, random_tokens(drawn.keys["vocab_size"], 1, width, drawn.seed))
+
+
+def test_the_bias_that_chooses_keeps_its_precision() -> None:
+    name = "layers.2.mlp.gate.e_score_correction_bias"
+    with folders(PINNED_SIGMOID) as (path, _):
+        want = state_of(open_target(path).module)[name]
+        module = open_target(path, side="optimized", dtype=torch.bfloat16).module
+
+    bit_equal(name, module.unpack()[name], want)
 
 
 class Share(NamedTuple):

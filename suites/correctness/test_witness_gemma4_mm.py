@@ -18,8 +18,11 @@ from torch import Tensor
 from harness import checkpoints, witness
 from harness.checkpoints import read_json, rename, save_checkpoint, state_of
 from harness.compare import bit_equal, hold
+from harness.shapes import watch
 from reference.config import ConfigError
+from reference.ops import clipped
 from reference.outputs import TargetOutput
+from reference.targets import gemma4_audio, gemma4_mm, gemma4_vision
 from reference.targets.gemma4_mm import CHECKPOINT_NAMES, Gemma4MmConfig, Gemma4MmTarget
 from suites.catalog import OpenTarget, open_target
 from suites.draws import Drawn, folders, random_tokens
@@ -55,6 +58,11 @@ def both(drawn: Drawn, dtype: torch.dtype = torch.float64) -> tuple[OpenTarget, 
 def opened(drawn: Drawn, dtype: torch.dtype = torch.float32) -> OpenTarget:
     with folders(drawn) as (path, _):
         return open_target(path, dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def edge() -> OpenTarget:
+    return opened(PINNED_EDGE)
 
 
 def scale_of(target: OpenTarget) -> dict[str, int]:
@@ -143,13 +151,23 @@ def test_the_order_of_patches_is_of_no_account() -> None:
     hold("features", shuffled, target.module.see(pixels, places), **scale_of(target))
 
 
-def test_the_shell_reads_text_as_the_text_model_does(tmp_path: Path) -> None:
-    shell, prefix = opened(PINNED_EDGE), "language_model."
-    inner = {n.removeprefix(prefix): t for n, t in shell.module.state_dict().items() if n.startswith(prefix)}
+def test_every_call_keeps_its_shape_lines() -> None:
+    prompt, target = Prompt(PINNED.config, PINNED_LAYOUT, 2), opened(PINNED)
+
+    with watch(gemma4_mm, gemma4_vision, gemma4_audio, clipped) as seen:
+        target(prompt.tokens, **prompt.inputs())
+        target.module.shared_kv(target.module.new_cache(1, 1))
+
+    assert [name for name, calls in seen.calls.items() if not calls] == []
+
+
+def test_the_shell_reads_text_as_the_text_model_does(edge: OpenTarget, tmp_path: Path) -> None:
+    prefix = "language_model."
+    inner = {n.removeprefix(prefix): t for n, t in edge.module.state_dict().items() if n.startswith(prefix)}
     save_checkpoint(tmp_path, PINNED_EDGE.keys["text_config"], {n: t.clone() for n, t in inner.items()})
     tokens = random_tokens(331, 2, 12, 0)
 
-    outs = [target(tokens, capture=range(9)) for target in (shell, open_target(tmp_path))]
+    outs = [target(tokens, capture=range(6)) for target in (edge, open_target(tmp_path))]
 
     for name, pair in zip(TargetOutput._fields, zip(*outs, strict=True), strict=True):
         bit_equal(name, *pair)
@@ -247,8 +265,6 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("message", UNREADABLE)
-def test_inputs_that_fit_no_prompt_are_refused(message: str) -> None:
-    target = opened(PINNED_EDGE)
-
+def test_inputs_that_fit_no_prompt_are_refused(edge: OpenTarget, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        target(torch.ones(1, 4, dtype=torch.long), **UNREADABLE[message])
+        edge(torch.ones(1, 4, dtype=torch.long), **UNREADABLE[message])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from suites.draws import Drawn, random_tokens
-from suites.families.gemma4 import DENSE, EDGE, SIZES, gemma4_targets
+from suites.families.gemma4 import DENSE, EDGE, FULL, SIZES, SLIDING, gemma4_targets
 from suites.families.gemma4 import PUBLISHED as TEXTS
 
 TYPES = {"image": 1, "video": 2, "audio": 3}
@@ -128,9 +128,14 @@ AUDIO = {
     "use_clipped_linears": True,
     "output_proj_dims": 12,
 }
-MULTIMODAL = _shell({**DENSE, "pad_token_id": 7}, 328, vision_config=VISION, audio_config=AUDIO)
+SHORT = {
+    "num_hidden_layers": 5,
+    "layer_types": [SLIDING, FULL, SLIDING, SLIDING, FULL],
+    "pad_token_id": 7,
+}
+MULTIMODAL = _shell({**DENSE, **SHORT}, 328, vision_config=VISION, audio_config=AUDIO)
 """as the 31B is, small, but with an audio tower, too"""
-MULTIMODAL_EDGE = _shell({**EDGE, "pad_token_id": 7}, 400, vision_config=VISION, audio_config=AUDIO)
+MULTIMODAL_EDGE = _shell({**EDGE, **SHORT, "num_kv_shared_layers": 2}, 400, vision_config=VISION, audio_config=AUDIO)
 """as E2B is, small: an input of its own for every layer, images causal; placeholders beyond the vocabulary"""
 
 PINNED, PINNED_EDGE = Drawn(json.dumps(MULTIMODAL), 4), Drawn(json.dumps(MULTIMODAL_EDGE), 5)
@@ -253,40 +258,44 @@ class Prompt:
         for row, shown in enumerate(self.layout.shown):
             for number, (item, here) in enumerate(zip(self.layout.items, shown, strict=True)):
                 if here and start <= self.spans[number][0] < stop:
-                    seed = self.seed + 100 * row + number
-                    within[item.kind].append((item.size, torch.Generator().manual_seed(seed)))
+                    within[item.kind].append((item.size, self.seed + 100 * row + 10 * number))
         named = {"mm_token_type_ids": self.types[:, start:stop]}
         if within["image"]:
             named["pixel_values"], named["image_position_ids"] = self.pictures(within["image"])
         if within["video"]:
-            frames = [frame for frame in within["video"] for _ in range(self.layout.frames)]
+            frames = [(size, seed + i) for size, seed in within["video"] for i in range(self.layout.frames)]
             pixels, places = (t.unflatten(0, (-1, self.layout.frames)) for t in self.pictures(frames))
             named["pixel_values_videos"], named["video_position_ids"] = pixels, places
         if within["audio"]:
             named["input_features"], named["input_features_mask"] = self.sounds(within["audio"])
         return named
 
-    def pictures(self, among: list[tuple[tuple[int, ...], torch.Generator]]) -> tuple[Tensor, Tensor]:
+    def pictures(self, among: list[tuple[tuple[int, ...], int]]) -> tuple[Tensor, Tensor]:
         """Patches of pictures and their places, filled up: [I, P, C] and [I, P, 2]"""
         vision = self.keys["vision_config"]
         side, numbers = vision["pooling_kernel_size"], 3 * vision["patch_size"] ** 2
         most = (max(size[0] * size[1] for size, _ in among) + self.layout.filling) * side**2
         places = torch.full((len(among), most, 2), -1)
-        pixels = torch.empty(len(among), most, numbers, dtype=torch.float64)
-        for at, picture, (size, generator) in zip(places, pixels, among, strict=True):
+        # filling is not zero: nobody may look at it
+        pixels = torch.full((len(among), most, numbers), 0.7, dtype=torch.float64)
+        for at, picture, (size, seed) in zip(places, pixels, among, strict=True):
             columns, rows = size[0] * side, size[1] * side
             grid = torch.stack(torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy"), -1)
             at[: columns * rows] = grid.flatten(0, 1)
-            # filling is noise: nobody may look at it
-            picture.copy_(torch.rand(most, numbers, generator=generator))
+            # of its own seed and size: the same picture whatever stands beside it
+            generator = torch.Generator().manual_seed(seed)
+            picture[: columns * rows] = torch.rand(columns * rows, numbers, generator=generator)
         return pixels, places
 
-    def sounds(self, among: list[tuple[tuple[int, ...], torch.Generator]]) -> tuple[Tensor, Tensor]:
+    def sounds(self, among: list[tuple[tuple[int, ...], int]]) -> tuple[Tensor, Tensor]:
         """Spectra of sounds and where they are: [U, R, Z] and [U, R]"""
         lengths = torch.tensor([size[0] for size, _ in among])
         most, pitches = int(lengths.max()) + self.layout.filling, self.keys["audio_config"]["subsampling_conv_channels"]
-        noise = [torch.randn(most, pitches[0], generator=generator) for _, generator in among]
-        return torch.stack(noise).double(), torch.arange(most) < lengths[:, None]
+        spectra = torch.ones(len(among), most, pitches[0], dtype=torch.float64)
+        for spectrum, ((frames,), seed) in zip(spectra, among, strict=True):
+            generator = torch.Generator().manual_seed(seed)
+            spectrum[:frames] = torch.randn(frames, pitches[0], generator=generator)
+        return spectra, torch.arange(most) < lengths[:, None]
 
     @property
     def cuts(self) -> list[int]:
