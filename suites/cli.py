@@ -66,6 +66,7 @@ Required = Annotated[
     list[str] | None, typer.Option("--require", help="gpu or multi_gpu: exit 6 where this machine has none.")
 ]
 Zoo = Annotated[Path, typer.Option("--zoo", help="The folder of trained pairs.")]
+Memory = Annotated[bool, typer.Option("--memory", help="Published sizes of the pairs, and what each rank holds.")]
 RUNS = ROOT / "runs"
 ZOO = ROOT / "suites" / "zoo"
 PAGE = ROOT / "reports" / "out" / "index.html"
@@ -88,9 +89,7 @@ def demo(
 @app.command("list")
 def list_(
     kind: Kind,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Published sizes of the pairs, and what each rank holds.")
-    ] = False,
+    memory: Memory = False,
     json: Json = False,
 ) -> int:
     """Tables of what there is."""

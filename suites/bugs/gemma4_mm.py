@@ -189,7 +189,7 @@ BUGS = (
         EQUAL,
     ),
     Bug(
-        "gemma4-images-causal",
+        "gemma4-mm-images-causal",
         "text-only masks under a config that says 'vision'",
         f"{SHELL}.runs",
         lambda runs: lambda inside: torch.full_like(runs(inside), -1),

@@ -21,10 +21,10 @@ def test_one_rank_holds_two_bytes_a_parameter() -> None:
 
 
 def test_ranks_share_all_but_what_is_replicated() -> None:
-    whole, *shares = [held(PAIRS["llama"], LLAMA, ranks) for ranks in RANKS]
+    whole, *shares = (held(PAIRS["llama"], LLAMA, ranks) for ranks in RANKS)
     replicated = 2 * 65 * LLAMA.hidden  # the norms, in bfloat16
 
-    assert [share for share in shares] == [(whole - replicated) // ranks + replicated for ranks in RANKS[1:]]
+    assert shares == [(whole - replicated) // ranks + replicated for ranks in RANKS[1:]]
 
 
 def test_ranks_that_do_not_divide_the_heads_hold_nothing() -> None:
