@@ -139,7 +139,7 @@ def forest(name: str, title: str, rows: Mapping[str, Interval], x: str, note: st
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5]) if near else LogLocator(2))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(lambda v, _: f"{v:g} x")
-        _list(axes, [_lines(label) for label in rows])
+        _list(axes, _shortened(rows))
         axes.margins(x=0.2)
         axes.set(xlabel=x)
 
@@ -160,7 +160,8 @@ def strips(name: str, title: str, rows: Mapping[str, Mapping[int, Sequence[float
                 values = 100 * (np.asarray(blocks[block]) / middle[label] - 1)
                 axes.plot(values, [at] * len(values), ".", color=SERIES[i % len(SERIES)], alpha=0.5, markersize=4)
                 axes.plot([np.median(values)], [at], "|", color=INK, markersize=4, markeredgewidth=1)
-        _list(axes, [f"{_lines(label)}\n{middle[label]:.4g} {unit}" for label in rows])
+        names = zip(_shortened(rows), middle.values(), strict=True)
+        _list(axes, [f"{short}\n{value:.4g} {unit}" for short, value in names])
         axes.xaxis.set_major_formatter(lambda v, _: f"{v:+g} %" if v else "0 %")
         axes.set(xlabel="against the median of the row")
 
@@ -182,7 +183,7 @@ def stacks(name: str, title: str, rows: Mapping[str, Mapping[str, float]], x: st
                 first = label == next(name for name, r in rows.items() if part in r)
                 axes.barh(i, row[part], 0.55, left, color=color, edgecolor=SHEET, label=part if first else None)
                 left += row[part]
-        _list(axes, [_lines(label) for label in rows])
+        _list(axes, _shortened(rows))
         axes.set(xlabel=x)
         _legend(axes)
 
@@ -204,7 +205,7 @@ def lollipops(name: str, title: str, rows: Mapping[str, float], x: str, bound: f
         for at in (-bound, bound):
             axes.axvline(at, color=MUTED, linewidth=0.9, linestyle=DASHES[1])
         axes.axvline(0, color=GRID, linewidth=1)
-        _list(axes, [_lines(label) for label in rows])
+        _list(axes, _shortened(rows))
         axes.margins(x=0.1)
         axes.set(xlabel=x)
 
@@ -266,6 +267,13 @@ def _rows(names: Iterable[str]) -> int:
     """Lines that `_legend` takes."""
     found = list(names)
     return 0 if len(found) < 2 else len(found) if max(map(len, found)) > 24 else (len(found) + 1) // 2
+
+
+def _shortened(labels: Iterable[str]) -> list[str]:
+    """Labels of one plot without the facts that all of them name; the words of the plot name them in full."""
+    parts = [label.split(", ") for label in labels]
+    shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    return [_lines(", ".join(fact for fact in label if fact not in shared) or label[0]) for label in parts]
 
 
 def _lines(label: str, width: int = 22) -> str:

@@ -128,7 +128,7 @@ def _compared(records: Records, passed: str) -> Headline | None:
 def ledger(records: Records) -> list[Debt]:
     """What did not run, and why; a skip is a debt, not a pass."""
     skipped = Counter(
-        (place_of(check.claim), check.reason.removeprefix("Skipped: "))
+        (sentence_of(check.claim), check.reason.removeprefix("Skipped: "))
         for check in records.checks
         if check.status == "skipped"
     )
