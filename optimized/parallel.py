@@ -367,10 +367,6 @@ class PackedModel:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model computes; a subclass says it with its own arguments."""
-        raise NotImplementedError
-
     def own(self, part: P) -> P:
         """Register a part whose tensors this model's checkpoint holds."""
         self.parts.append(part)
