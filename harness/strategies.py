@@ -29,14 +29,6 @@ class AcceptanceSpec:
 
 
 @dataclass(frozen=True)
-class RaggedSpec:
-    """Prompts of several lengths, filled from a seed."""
-
-    lengths: tuple[int, ...]
-    seed: int
-
-
-@dataclass(frozen=True)
 class HeadSpec:
     """Attention heads that split over `ranks`."""
 
@@ -93,13 +85,6 @@ def acceptance_patterns(
     row = st.lists(one, min_size=1, max_size=max_steps).map(tuple)
     rows = draw(st.lists(row, min_size=1, max_size=max_batch))
     return AcceptanceSpec(num_draft_tokens, tuple(rows))
-
-
-@st.composite
-def ragged_lengths(draw: st.DrawFn, max_batch: int = 5, longest: int = 24) -> RaggedSpec:
-    """Lengths of the prompts of one batch, length 1 included."""
-    lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=max_batch))
-    return RaggedSpec(tuple(lengths), draw(seeds()))
 
 
 @st.composite

@@ -7,13 +7,12 @@ results are joined. Both sides read the same folder through the same plan, so a 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from harness.checkpoints import Checkpoint, CheckpointError, Ledger
+from harness.checkpoints import Checkpoint, Ledger
 from harness.contracts import Group
 from harness.conventions import LayerIds
 from harness.groups import run_threads
@@ -248,11 +247,3 @@ def _check_prompts(rows: Sequence[Tensor], vocab: int) -> None:
         # a twin's table has padding rows, which would take an id beyond the vocabulary in silence
         if int(row.min()) < 0 or int(row.max()) >= vocab:
             raise ValueError(f"a prompt holds ids {int(row.min())}..{int(row.max())}, the target's are 0..{vocab - 1}")
-
-
-def folder_of(path: str | Path | OpenTarget) -> Path:
-    """Where a target given as a path or opened stands."""
-    return path.checkpoint.path if isinstance(path, OpenTarget) else Path(path)
-
-
-__all__ = ["CheckpointError", "OpenDraft", "OpenSpeculation", "OpenTarget", "Ranks", "Side", "folder_of"]

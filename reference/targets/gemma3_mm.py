@@ -29,6 +29,7 @@ from reference.ops.blocks import later_of_block
 from reference.ops.cache import Cache
 from reference.ops.mlp import gelu
 from reference.ops.norm import GemmaRMSNorm
+from reference.ops.shell import Shell
 from reference.ops.stream import seat
 from reference.outputs import TargetOutput
 from reference.targets import gemma3
@@ -239,7 +240,7 @@ def image_runs(token_type_ids: Tensor) -> Tensor:
     return (starts.long().cumsum(1) - 1).masked_fill(~image, -1)
 
 
-class Gemma3MmTarget(nn.Module):
+class Gemma3MmTarget(Shell):
     """The whole target: the tower, the projector, and the text model of gemma3.py."""
 
     def __init__(self, c: Gemma3MmConfig) -> None:
@@ -248,24 +249,6 @@ class Gemma3MmTarget(nn.Module):
         self.vision_tower = SiglipTower(c.vision)
         self.multi_modal_projector = Gemma3Projector(c)
         self.language_model = Gemma3Target(c.text)
-
-    @property
-    def embed_tokens(self) -> nn.Module:
-        """The text model's table, which a draft may share."""
-        return self.language_model.embed_tokens
-
-    @property
-    def lm_head(self) -> nn.Module:
-        """The text model's head, which a draft may share."""
-        return self.language_model.lm_head
-
-    def tie(self) -> None:
-        """A tied head is the embedding's table itself."""
-        self.language_model.tie()
-
-    def new_cache(self, batch: int, num_slots: int) -> Cache:
-        """Room for `num_slots` tokens of each of `batch` sequences."""
-        return self.language_model.new_cache(batch, num_slots)
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """Equations (1) to (4).

@@ -25,6 +25,7 @@ from reference.config import ConfigError, Keys
 from reference.ops.blocks import runs
 from reference.ops.cache import Cache
 from reference.ops.norm import WideRMSNorm
+from reference.ops.shell import Shell
 from reference.outputs import TargetOutput
 from reference.targets import gemma4
 from reference.targets.gemma4 import Gemma4Config, Gemma4Target
@@ -124,7 +125,7 @@ class Gemma4Projector(nn.Module):
         return self.embedding_projection(self.norm(x))
 
 
-class Gemma4MmTarget(nn.Module):
+class Gemma4MmTarget(Shell):
     """The whole target: the towers, their projectors, and the text model of gemma4.py."""
 
     def __init__(self, c: Gemma4MmConfig) -> None:
@@ -137,24 +138,6 @@ class Gemma4MmTarget(nn.Module):
             self.audio_tower = Gemma4AudioTower(c.audio)
             self.embed_audio = Gemma4Projector(c.audio.out, c.hidden, c.audio.eps)
         self.language_model = Gemma4Target(c.text)
-
-    @property
-    def embed_tokens(self) -> nn.Module:
-        """The text model's table, which a draft may share."""
-        return self.language_model.embed_tokens
-
-    @property
-    def lm_head(self) -> nn.Module:
-        """The text model's head, which a draft may share."""
-        return self.language_model.lm_head
-
-    def tie(self) -> None:
-        """A tied head is the embedding's table itself."""
-        self.language_model.tie()
-
-    def new_cache(self, batch: int, num_slots: int) -> Cache:
-        """Room for `num_slots` tokens of each of `batch` sequences."""
-        return self.language_model.new_cache(batch, num_slots)
 
     def shared_kv(self, cache: Cache) -> dict[str, tuple[Tensor, Tensor]]:
         """The last keys and values of each kind of layer, by slot: what the Gemma 4 assistant reads."""

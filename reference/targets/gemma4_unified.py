@@ -30,6 +30,7 @@ from reference.config import ConfigError, Keys
 from reference.ops.blocks import runs
 from reference.ops.cache import Cache
 from reference.ops.norm import WideRMSNorm
+from reference.ops.shell import Shell
 from reference.outputs import TargetOutput
 from reference.targets import gemma4
 from reference.targets.gemma4 import Gemma4Config, Gemma4Target
@@ -250,7 +251,7 @@ class Projection(nn.Module):
         return self.embedding_projection(self.norm(x.to(self.embedding_projection.weight.dtype)))
 
 
-class Gemma4UnifiedTarget(nn.Module):
+class Gemma4UnifiedTarget(Shell):
     """The whole target: patches, sound, and the text model of gemma4.py."""
 
     def __init__(self, c: Gemma4UnifiedConfig) -> None:
@@ -262,24 +263,6 @@ class Gemma4UnifiedTarget(nn.Module):
         if c.audio is not None:
             self.embed_audio = Projection(c.audio.samples, c.hidden, c.audio.eps)
         self.language_model = Gemma4Target(c.text)
-
-    @property
-    def embed_tokens(self) -> nn.Module:
-        """The text model's table, which a draft may share."""
-        return self.language_model.embed_tokens
-
-    @property
-    def lm_head(self) -> nn.Module:
-        """The text model's head, which a draft may share."""
-        return self.language_model.lm_head
-
-    def tie(self) -> None:
-        """A tied head is the embedding's table itself."""
-        self.language_model.tie()
-
-    def new_cache(self, batch: int, num_slots: int) -> Cache:
-        """Room for `num_slots` tokens of each of `batch` sequences."""
-        return self.language_model.new_cache(batch, num_slots)
 
     def shared_kv(self, cache: Cache) -> dict[str, tuple[Tensor, Tensor]]:
         """The last keys and values of each kind of layer, by slot: what the Gemma 4 assistant reads."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reference.config import Keys
 from reference.ops.cache import Cache
+from reference.ops.shell import Shell
 from reference.ops.stream import seat
 from reference.outputs import TargetOutput
 from reference.targets import deepseek
@@ -151,7 +152,7 @@ class PatchMerger(nn.Module):
         return self.proj(self.pre_norm(squares).flatten(1))
 
 
-class KimiK25Target(nn.Module):
+class KimiK25Target(Shell):
     """The whole target: the tower, the projector, and the text model of deepseek.py."""
 
     def __init__(self, c: KimiK25Config) -> None:
@@ -160,24 +161,6 @@ class KimiK25Target(nn.Module):
         self.vision_tower = MoonVitTower(c.vision)
         self.mm_projector = PatchMerger(c)
         self.language_model = DeepseekTarget(c.text)
-
-    @property
-    def embed_tokens(self) -> nn.Module:
-        """The text model's table, which a draft may share."""
-        return self.language_model.embed_tokens
-
-    @property
-    def lm_head(self) -> nn.Module:
-        """The text model's head, which a draft may share."""
-        return self.language_model.lm_head
-
-    def tie(self) -> None:
-        """A tied head is the embedding's table itself."""
-        self.language_model.tie()
-
-    def new_cache(self, batch: int, num_slots: int) -> Cache:
-        """Room for the latents of `num_slots` tokens of each of `batch` sequences."""
-        return self.language_model.new_cache(batch, num_slots)
 
     def features(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Equation (1).
