@@ -23,6 +23,8 @@ class Pair:
     """name of the model class, the same in both rooms"""
     covers: tuple[str, ...] = ()
     """what the claims reach: text, image, audio, video, TP, capture, loading, graph"""
+    note: str = ""
+    """what a reader of `covers` must know besides"""
 
     def read_config(self, config: Mapping[str, Any], **facts: Any) -> Any:
         """The frozen config of a `config.json`."""

@@ -26,6 +26,8 @@ class Speculation(NamedTuple):
     target: Any
     draft: Any
     capture: tuple[int, ...]
+    way: Any = None
+    """the draft's way of drafting, `draft.way`, over the state of a generation"""
 
 
 def cycle(models: Speculation, state: State, num_slots: int | None = None) -> None:
@@ -37,21 +39,16 @@ def cycle(models: Speculation, state: State, num_slots: int | None = None) -> No
 
 def propose(models: Speculation, state: State, num_slots: int | None = None) -> None:
     """Fill `drafted` (and `q`): one draft step over the settled columns, then K - 1 over the draft's own feedback."""
-    draft = models.draft
+    draft, way = models.draft, models.way
     if not state.plan.num_draft_tokens:
         return
-    first = state.lengths - 1 - state.accepted
-    settled = state.columns <= state.accepted[:, None]
-    positions = torch.where(settled, first[:, None] + state.columns, -1)
-    top, feedback = draft.states(state.settled, draft.read(state), positions, state.draft_cache, num_slots)
-    gather, token = draft.at.ops.gather_rows, state.root
-    top, feedback = gather(top, state.accepted), gather(feedback, state.accepted)
+    tops, feedback = way.start(num_slots)
+    token = state.root
     for k in range(1, state.plan.num_draft_tokens + 1):
-        if k > 1:
-            # the token of step k - 1 follows position n + k - 2, whose slot the new step takes
-            place = (state.lengths + (k - 2))[:, None]
-            top, feedback = draft.states(token[:, None], feedback[:, None], place, state.draft_cache, num_slots)
-            top, feedback = top[:, 0], feedback[:, 0]
+        if k <= tops.shape[1]:
+            top = tops[:, k - 1]
+        else:
+            top, feedback = way.next(token, feedback, k, num_slots)
         token = draft.at.group.broadcast(_draft_token(draft, state, top, k))
         state.drafted[:, k - 1] = token
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from optimized.cycle import TARGET, Speculation, conditional, cycle, draw, probabilities
+from optimized.drafting import Chunk
 from optimized.graphs import Replay, bucket_for
 from optimized.state import PADDING, Plan, State, whole_tiles
 
@@ -36,15 +37,15 @@ class Session:
 
     def __init__(self, models: Speculation, plan: Plan, cycles_per_read: int) -> None:
         target, draft = models.target, models.draft
-        self.models, self.plan = models, plan
+        self.plan = plan
         self.state = State(
             plan, target.c.vocab, target.c.hidden, len(models.capture), target.at.dtype, target.at.device
         )
         self.state.target_cache = target.new_cache(plan.batch, plan.num_slots)
-        if plan.num_draft_tokens:
-            self.state.draft_cache = draft.new_cache(plan.batch, plan.num_slots)
+        way = draft.way(draft, target, self.state) if plan.num_draft_tokens else None
+        self.models = models._replace(way=way)
         self.cycles_per_read = cycles_per_read
-        self.run = partial(cycle, models, self.state)
+        self.run = partial(cycle, self.models, self.state)
         # a state that nobody has started: all rows are silent, and what a run leaves in their slots is written over
         self.replay = Replay(self.run, target.at.device, cycles_per_read)
 
@@ -176,12 +177,12 @@ class Engine:
             index = (last - begin).clamp(0, end - begin - 1)
             hidden = torch.where(here[:, None], _row(states, index), hidden)
             aux = torch.where(here[:, None, None], _row(captured, index), aux)
-            if state.plan.num_draft_tokens and begin < max(lengths) - 1:
+            if session.models.way is not None:
                 following = tokens[:, begin + 1 : end + 1].contiguous()
                 width = following.shape[1]
-                positions = torch.where(place[:, :width] < last[:, None], place[:, :width], PADDING)
-                read = self.draft.read(_States(captured[:, :width], states[:, :width]))
-                self.draft.states(following, read, positions, state.draft_cache, bound)
+                known = torch.where(place[:, :width] < last[:, None], place[:, :width], PADDING)
+                chunk = Chunk(tokens[:, begin:end].contiguous(), positions, following, known, captured, states)
+                session.models.way.prefill(chunk, bound)
         root = self._first(state, hidden, length)
         state.start(lengths, *(x[: len(rows)] for x in (root, aux, hidden)))
 
@@ -216,13 +217,6 @@ class Engine:
         if getattr(self.target.at.ops, "exact", False):
             return None
         return whole_tiles(positions)
-
-
-class _States(NamedTuple):
-    """What a draft reads of a target's chunk."""
-
-    aux: Tensor
-    hidden: Tensor
 
 
 def _row(x: Tensor, index: Tensor) -> Tensor:

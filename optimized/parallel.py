@@ -162,6 +162,8 @@ class Part:
         self.weight = torch.empty(0)
         self.bias: Tensor | None = None
         self._packed: Tensor | None = None
+        # before the names of its tensors, for a part of a model inside another
+        self.prefix = ""
 
     def new(self, *shape: int) -> Tensor:
         """A parameter that nobody has written: NaN."""
@@ -378,19 +380,19 @@ class PackedModel:
 
     def names(self) -> list[str]:
         """The canonical name of every tensor that `load` wants, once each."""
-        return [name for part in self.parts for name in part.pieces]
+        return [part.prefix + name for part in self.parts for name in part.pieces]
 
     def load(self, name: str, tensor: Tensor) -> None:
         """Take this rank's shard of a full canonical tensor; errors: LoadError, ShardError."""
         for part in self.parts:
-            if name in part.pieces:
-                return part.load(name, tensor)
+            if name.startswith(part.prefix) and (inner := name.removeprefix(part.prefix)) in part.pieces:
+                return part.load(inner, tensor)
         raise LoadError(f"{name!r} is no tensor of this model, which reads {', '.join(self.names())}")
 
     def parameters_missing(self) -> list[str]:
         """Canonical names that were not loaded yet; their parameters are NaN."""
-        return [name for part in self.parts for name in part.missing()]
+        return [part.prefix + name for part in self.parts for name in part.missing()]
 
     def unpack(self) -> dict[str, Tensor]:
         """This rank's shard of every canonical tensor, bit for bit; vocabulary shards keep their zero rows."""
-        return {name: shard for part in self.parts for name, shard in part.unpack().items()}
+        return {part.prefix + name: shard for part in self.parts for name, shard in part.unpack().items()}

@@ -151,6 +151,18 @@ class State:
         self.temperature, self.rates = numbers(1).fill_(1.0), numbers(num_drafts)
         self.target_cache: KVCache | None = None
         self.draft_cache: KVCache | None = None
+        self.draft_lag = 0
+
+    def keep(self, cache: KVCache, lag: int) -> KVCache:
+        """Hold the draft's cache; `lag` is how far its keys stay behind the target's."""
+        self.draft_cache, self.draft_lag = cache, lag
+        return cache
+
+    def settled_positions(self) -> Tensor:
+        """[B, K+1]  positions of the target's states in `aux` and `hidden` that stand, -1 for the rest"""
+        first = self.lengths - 1 - self.accepted
+        standing = self.columns <= self.accepted[:, None]
+        return torch.where(standing, first[:, None] + self.columns, PADDING)
 
     def buffers(self) -> dict[str, Tensor]:
         """Every static tensor by name, caches included."""
@@ -228,7 +240,7 @@ class State:
         if self.target_cache is not None:
             self.target_cache.poison(self.lengths)
         if self.draft_cache is not None:
-            self.draft_cache.poison(self.lengths - 1 - self.accepted)
+            self.draft_cache.poison(self.lengths - self.draft_lag - self.accepted)
 
     def _put(self, buffer: Tensor, values: Sequence[int]) -> None:
         buffer[: len(values)].copy_(torch.tensor(values))

@@ -3,8 +3,8 @@
 A sequence always has one token that is emitted but that the target has not read yet: the root.
 One cycle, for a sequence whose first n tokens the target has read:
 
-    propose   the draft reads (x_{p+1}, target state of p) for the positions p that the last verify settled,
-              proposes d_1, then d_2 .. d_K from its own feedback, at positions n .. n + K - 2
+    propose   the draft reads the positions that the last verify settled, proposes d_1, then d_2 .. d_K from what it
+              proposed itself; what it reads and where is the way of drafting (reference/drafting.py)
     verify    the target reads root, d_1 .. d_K at positions n .. n + K
     accept    the longest run of drafts that the target would have said (greedy) or may have said (sampling)
     commit    the accepted drafts and one token of the target's own, which is the next root
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference.drafting import Step, row
 from reference.ops.sampling import (
     COIN,
     DRAFT,
@@ -52,25 +53,34 @@ class Chain:
     sequence: Tensor
     """[B] numbers that name the sequences: their draws follow the number, not the row"""
     target_cache: Any = None
-    draft_cache: Any = None
+    way: Any = None
+    """the draft's way of drafting, `draft.way`, in this generation"""
     lengths: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def prefill(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def open(self, batch: int, num_slots: int) -> None:
+        """Make room for `num_slots` tokens of each sequence."""
+        self.target_cache = self.target.new_cache(batch, num_slots)
+        if self.num_draft_tokens:
+            self.way = self.draft.way(
+                self.draft, self.target, self.target_cache, batch, num_slots, self.num_draft_tokens
+            )
+
+    def prefill(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Step]:
         """Read the prompts; the root and what the draft will propose from.
 
         tokens   [B, T]  padded on the right
         lengths  [B]
-        ->       root [B], logits [B, 1, Vd] or [B, 0, V], feedback [B, 1, H] or [B, 0, H]  nothing when K is 0
+        ->       root [B], the draft's first step, of no column when K is 0
         """
         self.lengths = lengths
         out = self.target(tokens, None, self.capture, self.target_cache)
         last = lengths - 1
-        root = self.choose(_row(out.logits, last))
+        root = self.choose(row(out.logits, last))
         if not self.num_draft_tokens:
-            return root, out.logits[:, :0], out.hidden[:, :0]
+            return root, Step(out.logits[:, :0], out.hidden[:, :0])
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         following = torch.cat([tokens[:, 1:], tokens[:, :1]], 1).scatter(1, last[:, None], root[:, None])
-        step = self.draft(following, self.draft.read(out), None, self.draft_cache)
-        return root, _row(step.logits, last), _row(step.feedback, last)
+        return root, self.way.start(out, tokens, following, positions, last)
 
     def choose(self, logits: Tensor) -> Tensor:
         """The target's own token after the last one read.
@@ -83,20 +93,20 @@ class Chain:
         u = uniform(self.seed, self.sequence, self.lengths[:, None], TARGET)
         return draw(probabilities(logits, self.temperature), u)[:, 0]
 
-    def propose(self, logits: Tensor, feedback: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, first: Step) -> tuple[Tensor, Tensor]:
         """K tokens from the draft and the distributions they were drawn from.
 
-        logits    [B, 1, Vd]
-        feedback  [B, 1, H]
-        ->        drafted [B, K], q [B, K, V] or [B, 0, Vd]  nothing when greedy
+        first  the draft's first step
+        ->     drafted [B, K], q [B, K, V] or [B, 0, Vd]  nothing when greedy
         """
         drafted: list[Tensor] = []
         chances: list[Tensor] = []
+        (logits, feedback), at_once = first, first.logits.shape[1]
         for k in range(1, self.num_draft_tokens + 1):
-            if k > 1:
-                # the token of step k - 1 follows position n + k - 2, whose slot the new step takes
-                positions = (self.lengths + k - 2)[:, None]
-                logits, feedback = self.draft(drafted[-1], feedback, positions, self.draft_cache)
+            if k <= at_once:
+                logits = first.logits[:, k - 1 : k]
+            else:
+                logits, feedback = self.way.next(drafted[-1], feedback, self.lengths, k)
             if self.temperature:
                 q = probabilities(self.draft.spread(logits), self.temperature)
                 drafted.append(draw(q, uniform(self.seed, self.sequence, (self.lengths + k)[:, None], DRAFT)))
@@ -124,24 +134,19 @@ class Chain:
         draws = uniform(self.seed, self.sequence, positions + 1, TARGET)
         return out, *verify_sampled(p, q, drafted, coins, draws)
 
-    def settle(self, out: Any, drafted: Tensor, accepted: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-        """Let the draft read what the verify settled: logits and feedback of its next first step.
+    def settle(self, out: Any, root: Tensor, drafted: Tensor, accepted: Tensor, following: Tensor) -> Step:
+        """Let the draft read what the verify settled: its next first step.
 
+        root       [B]
         drafted    [B, K]
         accepted   [B]
         following  [B]     the token after the accepted run
-        ->         [B, 1, Vd], [B, 1, H]
         """
-        tokens = torch.cat([drafted, following[:, None]], 1).scatter(1, accepted[:, None], following[:, None])
+        tokens = torch.cat([root[:, None], drafted], 1)
+        after = torch.cat([drafted, following[:, None]], 1).scatter(1, accepted[:, None], following[:, None])
         positions = self.lengths[:, None] + torch.arange(tokens.shape[1], device=tokens.device)
         # columns past the accepted run hold rejected states; the next cycle writes over their slots
-        step = self.draft(tokens, self.draft.read(out), positions, self.draft_cache)
-        return _row(step.logits, accepted), _row(step.feedback, accepted)
-
-
-def _row(x: Tensor, index: Tensor) -> Tensor:
-    """x [B, T, X], index [B] -> [B, 1, X]"""
-    return x.gather(1, index[:, None, None].expand(-1, 1, x.shape[-1]))
+        return self.way.start(out, tokens, after, positions, accepted)
 
 
 @torch.no_grad()
@@ -169,16 +174,14 @@ def generate(
     tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     names = torch.tensor(list(sequence_ids or range(len(rows))), device=tokens.device)
     chain = Chain(target, draft, capture, num_draft_tokens, temperature, seed, names)
-    num_slots = tokens.shape[1] + num_tokens + num_draft_tokens + 1
-    chain.target_cache = target.new_cache(len(rows), num_slots)
-    chain.draft_cache = draft.new_cache(len(rows), num_slots) if num_draft_tokens else None
+    chain.open(len(rows), tokens.shape[1] + num_tokens + num_draft_tokens + 1)
 
-    root, logits, feedback = chain.prefill(tokens, lengths)
+    root, first = chain.prefill(tokens, lengths)
     text = [[int(t)] for t in root]
     accepted_log: list[list[int]] = [[] for _ in rows]
     done = [_ended(row, num_tokens, eos_token_id) for row in text]
     while not all(done):
-        drafted, q = chain.propose(logits, feedback) if num_draft_tokens else (tokens[:, :0], logits)
+        drafted, q = chain.propose(first) if num_draft_tokens else (tokens[:, :0], first.logits)
         out, accepted, following = chain.verify(root, drafted, q)
         for b, run in enumerate(accepted.tolist()):
             if not done[b]:
@@ -186,7 +189,7 @@ def generate(
                 accepted_log[b].append(run)
                 done[b] = _ended(text[b], num_tokens, eos_token_id)
         if num_draft_tokens:
-            logits, feedback = chain.settle(out, drafted, accepted, following)
+            first = chain.settle(out, root, drafted, accepted, following)
         # a finished row repeats its last cycle instead of running out of slots
         going = ~torch.tensor(done, device=tokens.device)
         root = torch.where(going, following, root)

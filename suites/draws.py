@@ -18,7 +18,8 @@ from torch import Tensor
 
 from harness import witness
 from harness.checkpoints import save_checkpoint, state_of
-from reference.drafts.eagle3 import Eagle3Config, Eagle3Draft
+from suites.algorithms import DRAFT_ARCHITECTURES
+from suites.catalog import PAIRS
 
 VOCABS = (97, 130, 331, 512, 1000)
 SEEDS = st.integers(0, 2**20)
@@ -221,10 +222,11 @@ def eagle3_drafts(draw: st.DrawFn, target: Drawn, kinds: tuple[str, ...] = FIXED
 
 
 def eagle3_weights(drawn: Drawn, own_embedding: bool = True) -> dict[str, Tensor]:
-    """Random tensors of a draft under its published names: norms off one, biases off zero, a sorted vocabulary map."""
-    config = Eagle3Config.from_hf(drawn.keys)
+    """Random tensors of an EAGLE-3 draft as published: norms off one, biases off zero, a sorted vocabulary map."""
+    pair = PAIRS[DRAFT_ARCHITECTURES[drawn.keys["architectures"][0]]]
+    config = pair.read_config(drawn.keys)
     generator = torch.Generator().manual_seed(drawn.seed)
-    module = Eagle3Draft(config)
+    module = pair.reference(config)
     tensors: dict[str, Tensor] = {}
     for name, value in state_of(module).items():
         noise = torch.randn(value.shape, generator=generator)

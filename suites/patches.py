@@ -1,14 +1,16 @@
-"""From pictures, clips and waveforms to what Gemma 4 Unified reads: patches with their places, stretches of sound.
+"""From pictures, clips and waveforms to what Gemma 4 reads: patches with their places, and sound.
 
-    side    = patch_size * pooling_kernel_size             pixels along a patch
-    shrink  = sqrt(max_soft_tokens * side^2 / (height * width))
-    rows    = floor(shrink * height / side), columns alike       at least 1, the other as the picture's shape allows
+    square  = patch_size * pooling_kernel_size             pixels along what becomes one token
+    shrink  = sqrt(max_soft_tokens * square^2 / (height * width))
+    rows    = floor(shrink * height / square), columns alike     at least 1, the other as the picture's shape allows
     x       = (scale * resize(picture) - mean) / std       a patch row by row, channels last; mean, std if do_normalize
     frames  = waveform and zeros up to a multiple of audio_samples_per_token
 
-Every fact stands in the checkpoint's `processor_config.json`. The resizing is pillow's, on bytes, which is what
-transformers does without torchvision; with it, a resized byte may differ by one or two. Frames of a clip are counted in
-whole numbers; transformers' step is a float32, which differs where num_frames is no power of two.
+Gemma 4 with its towers reads patches of `patch_size` pixels, which its tower pools, and spectra (suites/spectra.py);
+Gemma 4 Unified reads a square as one patch, and frames of the waveform. Every fact stands in the checkpoint's
+`processor_config.json`, whose `processor_class` says which of the two it is. The resizing is pillow's, on bytes, which
+is what transformers does without torchvision; with it, a resized byte may differ by one or two. Frames of a clip are
+counted in whole numbers; transformers' step is a float32, which differs where num_frames is no power of two.
 """
 
 import os
@@ -26,8 +28,10 @@ from torch import Tensor
 from harness.checkpoints import CheckpointError, read_json
 from reference.config import ConfigError, Keys
 from suites.pixels import read_channels
+from suites.spectra import SpectrumFacts, spectrum_inputs
 
 PROCESSOR = "processor_config.json"
+UNIFIED = {"Gemma4Processor": False, "Gemma4UnifiedProcessor": True}
 # who wrote it, for which prompts, and how frames are handed over
 WRITTEN_ALONG = (
     "image_processor_type",
@@ -49,8 +53,11 @@ class PatchFacts:
     """Every fact that changes how pictures become patches."""
 
     side: int
+    """pixels along a patch"""
     most: int
-    """patches a picture, filling included"""
+    """tokens a picture, filling included"""
+    pool: int = 1
+    """patches along a token"""
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     scale: float = 1 / 255
@@ -59,7 +66,7 @@ class PatchFacts:
     """of a clip"""
 
     @classmethod
-    def from_hf(cls, keys: Keys) -> "PatchFacts":
+    def from_hf(cls, keys: Keys, unified: bool) -> "PatchFacts":
         """Read `image_processor` or `video_processor`; errors: ConfigError for what is unknown or unsupported."""
         for step in ("do_resize", "do_rescale", "do_convert_rgb", "default_to_square", "do_sample_frames"):
             keys.expect(step, True)
@@ -74,8 +81,10 @@ class PatchFacts:
             "mean": read_channels(keys, "image_mean", 0.0, 0.0),
             "std": read_channels(keys, "image_std", 1e-6, 1.0),
         }
+        side, pool = keys.count("patch_size", 16), keys.count("pooling_kernel_size", 3)
         facts = cls(
-            side=keys.count("patch_size", 16) * keys.count("pooling_kernel_size", 3),
+            side=side * pool if unified else side,
+            pool=1 if unified else pool,
             most=keys.count("max_soft_tokens", 70 if "video" in keys.path else 280),
             **(shift if keys.flag("do_normalize", "video" in keys.path) else {}),
             scale=keys.number("rescale_factor", 1 / 255),
@@ -113,18 +122,22 @@ class Processor:
 
     images: PatchFacts
     videos: PatchFacts
-    sounds: SoundFacts
+    sounds: SoundFacts | SpectrumFacts
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Processor":
         """Read `processor_config.json`; errors: ConfigError."""
         keys = Keys(config)
-        for name in ("processor_class", "image_seq_length", "audio_seq_length", "audio_ms_per_token", "auto_map"):
+        name = keys.need("processor_class")
+        if name not in UNIFIED:
+            raise ConfigError(f"config key 'processor_class' is {name!r}; known are {', '.join(UNIFIED)}")
+        unified = UNIFIED[name]
+        for name in ("image_seq_length", "audio_seq_length", "audio_ms_per_token", "auto_map"):
             keys.get(name)  # of prompts: how many placeholders stand for one piece
         facts = cls(
-            PatchFacts.from_hf(keys.below("image_processor")),
-            PatchFacts.from_hf(keys.below("video_processor")),
-            SoundFacts.from_hf(keys.below("feature_extractor")),
+            PatchFacts.from_hf(keys.below("image_processor"), unified),
+            PatchFacts.from_hf(keys.below("video_processor"), unified),
+            (SoundFacts if unified else SpectrumFacts).from_hf(keys.below("feature_extractor")),
         )
         keys.finish()
         return facts
@@ -140,11 +153,12 @@ def read_processor(folder: str | os.PathLike[str]) -> Processor:
 
 
 def grid(height: int, width: int, c: PatchFacts) -> tuple[int, int]:
-    """Rows and columns of patches that a picture is resized to; errors: ValueError where it is too small for one."""
-    shrink = sqrt(c.most * c.side**2 / (height * width))
-    rows, columns = floor(shrink * height / c.side), floor(shrink * width / c.side)
+    """Rows and columns of tokens that a picture is resized to; errors: ValueError where it is too small for one."""
+    square = c.side * c.pool
+    shrink = sqrt(c.most * square**2 / (height * width))
+    rows, columns = floor(shrink * height / square), floor(shrink * width / square)
     if rows == columns == 0:
-        raise ValueError(f"a picture of {width} by {height} pixels has room for no patch of {c.side} pixels")
+        raise ValueError(f"a picture of {width} by {height} pixels has room for no square of {square} pixels")
     if rows == 0:
         return 1, min(width // height, c.most)
     if columns == 0:
@@ -157,17 +171,17 @@ def patches(picture: Image.Image, c: PatchFacts) -> tuple[np.ndarray, np.ndarray
 
     ->  [P, C] float32 and [P, 2] int64
     """
-    rows, columns = grid(picture.height, picture.width, c)
+    rows, columns = (c.pool * count for count in grid(picture.height, picture.width, c))
     size = (columns * c.side, rows * c.side)
     whole = picture.convert("RGB")
     whole = whole if whole.size == size else whole.resize(size, c.resample)
     # float64 until the bytes are scaled, float32 from there on: as transformers rounds
     scaled = (np.asarray(whole, dtype=np.float64) * c.scale).astype(np.float32)
     mean, std = (np.array(channels, dtype=np.float32) for channels in (c.mean, c.std))
-    squares = ((scaled - mean) / std).reshape(rows, c.side, columns, c.side, 3).swapaxes(1, 2)
-    x = np.zeros((c.most, 3 * c.side**2), dtype=np.float32)
-    x[: rows * columns] = squares.reshape(rows * columns, -1)
-    places = np.full((c.most, 2), -1, dtype=np.int64)
+    cut = ((scaled - mean) / std).reshape(rows, c.side, columns, c.side, 3).swapaxes(1, 2)
+    x = np.zeros((c.most * c.pool**2, 3 * c.side**2), dtype=np.float32)
+    x[: rows * columns] = cut.reshape(rows * columns, -1)
+    places = np.full((len(x), 2), -1, dtype=np.int64)
     places[: rows * columns] = np.stack(np.meshgrid(np.arange(columns), np.arange(rows)), -1).reshape(-1, 2)
     return x, places
 
@@ -204,8 +218,10 @@ def stretches(waveform: np.ndarray, c: SoundFacts) -> np.ndarray:
     return x
 
 
-def sound_inputs(waveforms: Sequence[np.ndarray], c: SoundFacts) -> dict[str, Tensor]:
+def sound_inputs(waveforms: Sequence[np.ndarray], c: SoundFacts | SpectrumFacts) -> dict[str, Tensor]:
     """`input_features` [U, R, Z] and `input_features_mask` [U, R] of waveforms at `c.rate` samples a second."""
+    if isinstance(c, SpectrumFacts):
+        return spectrum_inputs(waveforms, c)
     cut = [stretches(waveform, c) for waveform in waveforms]
     x = np.zeros((len(cut), max(map(len, cut)), c.samples), dtype=np.float32)
     for row, rows in zip(x, cut, strict=True):

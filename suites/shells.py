@@ -3,10 +3,13 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
+
+from harness.pairs import Pair
 
 
 @contextmanager
@@ -20,6 +23,14 @@ def without_memory() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def towers_of(pair: Pair, config: Any) -> nn.Module:
+    """The reference of a target without its text model: what is left makes features, on the meta device."""
+    with without_memory():
+        shell = pair.reference(config)
+    del shell.language_model
+    return shell
 
 
 def count_parameters(module: nn.Module) -> int:

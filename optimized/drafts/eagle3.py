@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from optimized.drafting import Recurrent
 from optimized.ops.table import Ops
 from optimized.parallel import (
     GateUpLinear,
@@ -52,19 +53,48 @@ class VocabMap(Part):
         return ["d2t"] if self.needed and "d2t" not in self.written else []
 
 
+class Attention:
+    """Attn of (5) by heads, grouped or not."""
+
+    def __init__(self, c: Eagle3Config, index: int, model: PackedModel, at: Placement, into: int) -> None:
+        self.c, self.index, self.ops, name = c, index, at.ops, f"layers.{index}.self_attn."
+        wide = c.heads * c.head_dim
+        self.qkv = model.own(QKVLinear(name, into, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, at))
+        self.q_norm = model.own(Norm(f"{name}q_norm.weight", c.head_dim, c.eps, at)) if c.qk_norm else None
+        self.k_norm = model.own(Norm(f"{name}k_norm.weight", c.head_dim, c.eps, at)) if c.qk_norm else None
+        self.o_proj = model.own(RowLinear(f"{name}o_proj", wide, c.hidden, c.o_bias, at))
+
+    def __call__(
+        self, x: Tensor, positions: Tensor, slots: Tensor, inv_freq: Tensor, cache: KVCache, num_slots: int | None
+    ) -> Tensor:
+        """Write keys and values, then read those that each token sees.
+
+        x          [M, X]
+        positions  [B, T]
+        slots      [M]
+        ->         [M, H]
+        """
+        ops, c, keys, values = self.ops, self.c, cache.keys[self.index], cache.values[self.index]
+        q_norm = None if self.q_norm is None else self.q_norm.weight
+        k_norm = None if self.k_norm is None else self.k_norm.weight
+        qkv, flat = self.qkv(x), positions.flatten()
+        q = ops.qk_rope_kv_write(qkv, flat, slots, inv_freq, c.rope.scale, keys, values, q_norm, k_norm, c.eps)
+        q = q.view(*positions.shape, -1, c.head_dim)
+        mixed = ops.attend(q, keys, values, positions, c.head_dim**-0.5, c.window(self.index), num_slots)
+        return self.o_proj(mixed.flatten(0, 1))
+
+
 class Eagle3Layer:
     """Equations (3) to (6); a layer after the first is a plain one and reads y alone."""
 
-    def __init__(self, c: Eagle3Config, index: int, model: PackedModel, at: Placement) -> None:
-        self.c, self.index, self.ops, name = c, index, at.ops, f"layers.{index}."
+    attention: Any = Attention
+
+    def __init__(self, c: Any, index: int, model: PackedModel, at: Placement) -> None:
+        self.c, name = c, f"layers.{index}."
         opening = c.later_norm if index else "input_layernorm"
         self.first_norm = model.own(Norm(f"{name}{opening}.weight", c.hidden, c.eps, at))
         self.hidden_norm = None if index else model.own(Norm(f"{name}hidden_norm.weight", c.hidden, c.eps, at))
-        attn, wide, read = f"{name}self_attn.", c.heads * c.head_dim, c.hidden if index else 2 * c.hidden
-        self.qkv = model.own(QKVLinear(attn, read, c.heads, c.kv_heads, c.head_dim, c.qkv_bias, at))
-        self.q_norm = model.own(Norm(f"{attn}q_norm.weight", c.head_dim, c.eps, at)) if c.qk_norm else None
-        self.k_norm = model.own(Norm(f"{attn}k_norm.weight", c.head_dim, c.eps, at)) if c.qk_norm else None
-        self.o_proj = model.own(RowLinear(f"{attn}o_proj", wide, c.hidden, c.o_bias, at))
+        self.self_attn = self.attention(c, index, model, at, c.hidden if index else 2 * c.hidden)
         self.post_attention_layernorm = model.own(Norm(f"{name}post_attention_layernorm.weight", c.hidden, c.eps, at))
         self.gate_up = model.own(GateUpLinear(f"{name}mlp.", c.hidden, c.intermediate, c.mlp_bias, at))
         self.down_proj = model.own(RowLinear(f"{name}mlp.down_proj", c.intermediate, c.hidden, c.mlp_bias, at))
@@ -107,24 +137,18 @@ class Eagle3Layer:
         slots      [M]
         ->         [M, H], [M, H]  this layer's branch, s
         """
-        ops, c, keys, values = self.ops, self.c, cache.keys[self.index], cache.values[self.index]
-        q_norm = None if self.q_norm is None else self.q_norm.weight
-        k_norm = None if self.k_norm is None else self.k_norm.weight
-        qkv, flat = self.qkv(u), positions.flatten()
-        q = ops.qk_rope_kv_write(qkv, flat, slots, inv_freq, c.rope.scale, keys, values, q_norm, k_norm, c.eps)
-        q = q.view(*positions.shape, -1, c.head_dim)
-        window = c.window(self.index)
-        mixed = ops.attend(q, keys, values, positions, c.head_dim**-0.5, window, num_slots)  # (5)
-        x, s = self.post_attention_layernorm(self.o_proj(mixed.flatten(0, 1)), residual)  # (5)+(6) one kernel
+        mixed = self.self_attn(u, positions, slots, inv_freq, cache, num_slots)  # (5)
+        x, s = self.post_attention_layernorm(mixed, residual)  # (5)+(6) one kernel
         return self.down_proj(self.gate_up(x)), s  # (6)
 
 
 class Eagle3Draft(PackedModel):
     """One rank's share of the whole draft."""
 
-    def __init__(
-        self, c: Eagle3Config, ops: Ops, group: Group, dtype: torch.dtype, device: torch.device | str = "cpu"
-    ) -> None:
+    way = Recurrent
+    layer = Eagle3Layer
+
+    def __init__(self, c: Any, ops: Ops, group: Group, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         super().__init__()
         at = self.at = Placement(ops, group, dtype, torch.device(device))
         self.c = c
@@ -140,7 +164,7 @@ class Eagle3Draft(PackedModel):
                 names = [f"fc_norm.{j}.weight" for j in range(c.aux_states)]
                 self.fc_norm = [self.own(Norm(name, c.aux_width, c.eps, at)) for name in names]
             self.fc = self.own(ReplicatedLinear("fc", wide, c.hidden, c.fc_bias, at))
-        self.layers = [Eagle3Layer(c, i, self, at) for i in range(c.layers)]
+        self.layers = [self.layer(c, i, self, at) for i in range(c.layers)]
         self.norm = self.own(Norm("norm.weight", c.hidden, c.eps, at))
         tied = self.embed_tokens if c.tied_head else None
         self.lm_head = self.own(VocabHead("lm_head.weight", c.draft_vocab, c.hidden, at, tied))
@@ -166,7 +190,7 @@ class Eagle3Draft(PackedModel):
 
     def new_cache(self, batch: int, num_slots: int) -> KVCache:
         """Room for `num_slots` tokens of each of `batch` sequences."""
-        heads = self.layers[0].qkv.kv_heads
+        heads = self.layers[0].self_attn.qkv.kv_heads
         return KVCache(self.c.layers, batch, num_slots, heads, self.c.head_dim, self.at.dtype, self.at.device)
 
     def fuse(self, aux: Tensor) -> Tensor:

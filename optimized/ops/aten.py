@@ -13,6 +13,7 @@ from optimized.ops.kinds import LLAMA, NormKind, rounded
 from optimized.ops.latent import AtenLatent
 from optimized.ops.mixture import AtenMixture
 from optimized.ops.rows import attend_by_query, probe, visible
+from optimized.ops.sight import sight_of
 from optimized.ops.slots import checked
 
 __all__ = ["Aten", "probe"]
@@ -126,13 +127,15 @@ class Aten(AtenMixture, AtenLatent):
         scale: float,
         window: int | None = None,
         num_slots: int | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
-        """q [B, T, N, D], caches [B, S, G, D], positions [B, T] -> [B, T, N*D]"""
+        """q [B, T, N, D], caches [B, S, G, D], positions [B, T], ends [B, T] or None -> [B, T, N*D]"""
         if self.exact:
-            return attend_by_query(q, k_cache, v_cache, visible(positions, k_cache.shape[1], window), scale).flatten(2)
-        num_slots = min(num_slots or k_cache.shape[1], k_cache.shape[1])
-        seen = visible(positions, num_slots, window)
-        k, v = k_cache[:, :num_slots].transpose(1, 2), v_cache[:, :num_slots].transpose(1, 2)
+            seen = visible(positions, k_cache.shape[1], window, ends, sight_of(num_slots))
+            return attend_by_query(q, k_cache, v_cache, seen, scale).flatten(2)
+        size = min(num_slots or k_cache.shape[1], k_cache.shape[1])
+        seen = visible(positions, size, window, ends, sight_of(num_slots))
+        k, v = k_cache[:, :size].transpose(1, 2), v_cache[:, :size].transpose(1, 2)
         out = F.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=scale, enable_gqa=True
         )
@@ -156,6 +159,13 @@ class Aten(AtenMixture, AtenLatent):
     def gather_rows(self, x: Tensor, index: Tensor) -> Tensor:
         """x [B, T, C], index [B] -> [B, C]"""
         return x.gather(1, index.view(-1, 1, 1).expand(-1, 1, x.shape[2]))[:, 0]
+
+    def compact(self, x: Tensor, first: Tensor, path: Tensor) -> None:
+        """x [B, S, C], first [B], path [B, P]"""
+        place = torch.arange(path.shape[1], device=x.device)
+        into, source = ((first[:, None] + row)[..., None].expand(-1, -1, x.shape[2]) for row in (place, path))
+        # gather copies, so that no row is read after it was written
+        x.scatter_(1, into, x.gather(1, source))
 
     def uniform(self, seed: Tensor, sequence: Tensor, position: Tensor, stream: int) -> Tensor:
         """seed [1], sequence [B], position [B] or [B, T] -> like position"""

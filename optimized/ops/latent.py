@@ -9,6 +9,7 @@ from torch import Tensor
 
 from optimized.ops.kinds import LLAMA
 from optimized.ops.rows import Rows, attend_by_query, visible, wide_type
+from optimized.ops.sight import sight_of
 from optimized.ops.slots import checked
 
 
@@ -47,9 +48,10 @@ class AtenLatent(Rows):
         q, rank, size = torch.cat([q_latent, q_rope], -1), q_latent.shape[3], cache.shape[1]
         if self.exact:
             slots = cache[:, :, None]
-            return attend_by_query(q, slots, slots[..., :rank], visible(positions, size, None), scale)
+            seen = visible(positions, size, None, None, sight_of(num_slots))
+            return attend_by_query(q, slots, slots[..., :rank], seen, scale)
         c = cache[:, : min(num_slots or size, size)]
-        hidden = ~visible(positions, c.shape[1], None)[:, :, None]  # [B, T, 1, S]
+        hidden = ~visible(positions, c.shape[1], None, None, sight_of(num_slots))[:, :, None]  # [B, T, 1, S]
         score = torch.bmm(q.flatten(1, 2), c.transpose(1, 2)).unflatten(1, q.shape[1:3]) * scale
         weight = score.to(wide_type(q.dtype)).masked_fill_(hidden, float("-inf")).softmax(-1)
         # a query that sees nothing has the softmax of nothing; the second fill makes it zero

@@ -13,13 +13,14 @@ from optimized.ops.kernels.act import act_mul_kernel, softcap_kernel
 from optimized.ops.kernels.attention import attend_chunk_kernel, attend_merge_kernel
 from optimized.ops.kernels.head import argmax_kernel, head_merge_kernel, head_tile_kernel
 from optimized.ops.kernels.linear import gate_up_kernel, linear_kernel
-from optimized.ops.kernels.moves import accept_greedy_kernel, embed_kernel, gather_rows_kernel
+from optimized.ops.kernels.moves import accept_greedy_kernel, compact_kernel, embed_kernel, gather_rows_kernel
 from optimized.ops.kernels.norm import add_rmsnorm_kernel, sandwich_norm_kernel
 from optimized.ops.kernels.rope import q_rope_kernel, rope_kernel
 from optimized.ops.kinds import ACTIVATIONS, LLAMA, NormKind, one_of, rounded
 from optimized.ops.launch_latent import MERGE_ROWS, TritonLatent
 from optimized.ops.launch_mixture import TritonMixture
 from optimized.ops.launches import PREFILL_FROM
+from optimized.ops.sight import sight_of
 from optimized.ops.slots import checked
 from optimized.ops.tiles import Tile, key_tile
 
@@ -206,11 +207,12 @@ class Triton(TritonMixture, TritonLatent):
         scale: float,
         window: int | None = None,
         num_slots: int | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
-        """q [B, T, N, D], caches [B, S, G, D], positions [B, T] -> [B, T, N*D]"""
-        batch, num_queries, q_heads, width = q.shape
-        if batch * num_queries >= PREFILL_FROM:
-            return self._prefill.attend(q, k_cache, v_cache, positions, scale, window, num_slots)
+        """q [B, T, N, D], caches [B, S, G, D], positions [B, T], ends [B, T] or None -> [B, T, N*D]"""
+        (batch, num_queries, q_heads, width), tree = q.shape, sight_of(num_slots)
+        if batch * num_queries >= PREFILL_FROM and tree is None:
+            return self._prefill.attend(q, k_cache, v_cache, positions, scale, window, num_slots, ends)
         size, kv_heads = k_cache.shape[1:3]
         t = self._key_tile or key_tile(width, q.element_size())
         block_d = max(16, triton.next_power_of_2(width))
@@ -219,9 +221,13 @@ class Triton(TritonMixture, TritonLatent):
         tops, totals = (q.new_empty(rows, chunks, dtype=torch.float32) for _ in range(2))
         grid = (chunks, triton.cdiv(num_queries * (q_heads // kv_heads), t.block_m), batch * kv_heads)
         attend_chunk_kernel[grid](
-            *(q.contiguous(), k_cache.view(-1), v_cache.view(-1), positions.contiguous(), partial, tops, totals),
-            *(scale, num_queries, size, window or 0),
+            *(q.contiguous(), k_cache.view(-1), v_cache.view(-1), positions.contiguous()),
+            None if ends is None else ends.contiguous(),
+            *((None, None) if tree is None else (tree.first, tree.words(window))),
+            *(partial, tops, totals, scale, num_queries, size, 0 if tree is None else tree.num_nodes, window or 0),
             HAS_WINDOW=window is not None,
+            HAS_ENDS=ends is not None,
+            HAS_TREE=tree is not None,
             Q_HEADS=q_heads,
             KV_HEADS=kv_heads,
             WIDTH=width,
@@ -276,6 +282,15 @@ class Triton(TritonMixture, TritonLatent):
         grid = (batch, triton.cdiv(width, MOVE_COLUMNS))
         gather_rows_kernel[grid](x.contiguous(), index, y, num_rows, width, BLOCK=MOVE_COLUMNS)
         return y
+
+    def compact(self, x: Tensor, first: Tensor, path: Tensor) -> None:
+        """x [B, S, C], first [B], path [B, P]"""
+        (batch, num_rows, width), num_moved = x.shape, path.shape[1]
+        block_p = triton.next_power_of_2(num_moved)
+        block = min(MOVE_COLUMNS, triton.next_power_of_2(width))
+        compact_kernel[(batch, triton.cdiv(width, block))](
+            *(x, first, path.contiguous(), num_rows, width), NUM_MOVED=num_moved, BLOCK_P=block_p, BLOCK=block
+        )
 
     def uniform(self, seed: Tensor, sequence: Tensor, position: Tensor, stream: int) -> Tensor:
         """seed [1], sequence [B], position [B] or [B, T] -> like position"""

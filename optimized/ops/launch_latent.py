@@ -7,6 +7,7 @@ from torch import Tensor
 from optimized.ops.kernels.attention import attend_merge_kernel
 from optimized.ops.kernels.latent import attend_latent_kernel, heads_kernel, latent_write_kernel
 from optimized.ops.launches import PREFILL_FROM, Launches
+from optimized.ops.sight import sight_of
 from optimized.ops.slots import checked
 from optimized.ops.tiles import HEAD_TILE, latent_tile
 
@@ -52,7 +53,8 @@ class TritonLatent(Launches):
     ) -> Tensor:
         """q_latent [B, T, N, R], q_rope [B, T, N, Dr], cache [B, S, R+Dr], positions [B, T] -> [B, T, N, R]"""
         (batch, num_queries, heads, rank), rope, size = q_latent.shape, q_rope.shape[3], cache.shape[1]
-        if batch * num_queries >= PREFILL_FROM:
+        tree = sight_of(num_slots)
+        if batch * num_queries >= PREFILL_FROM and tree is None:
             return self._prefill.attend_latent(q_latent, q_rope, cache, positions, scale, num_slots)
         t = self._key_tile or latent_tile(heads, q_latent.element_size())
         block_r = max(16, triton.next_power_of_2(rank))
@@ -61,7 +63,9 @@ class TritonLatent(Launches):
         tops, totals = (q_latent.new_empty(rows, chunks, dtype=torch.float32) for _ in range(2))
         attend_latent_kernel[(chunks, triton.cdiv(num_queries * heads, t.block_m), batch)](
             *(q_latent.contiguous(), q_rope.contiguous(), cache.view(-1), positions.contiguous()),
-            *(partial, tops, totals, scale, num_queries, size),
+            *((None, None) if tree is None else (tree.first, tree.words())),
+            *(partial, tops, totals, scale, num_queries, size, 0 if tree is None else tree.num_nodes),
+            HAS_TREE=tree is not None,
             Q_HEADS=heads,
             RANK=rank,
             ROPE=rope,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from optimized.ops.angles import Angles
 from optimized.ops.kinds import ACTIVATIONS, NormKind, one_of
+from optimized.ops.sight import MOST_NODES, Sight
 
 TILE_ROWS = 16
 TILE_COLUMNS = 64
@@ -108,11 +109,18 @@ def wide_type(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def visible(positions: Tensor, num_slots: int, window: int | None) -> Tensor:
-    """positions [B, T] -> [B, T, S]"""
-    slot, last = _slot_numbers(num_slots, positions.device), positions[..., None]
-    seen = slot <= last
-    return seen if window is None else seen & (slot > last - window)
+def visible(
+    positions: Tensor, num_slots: int, window: int | None, ends: Tensor | None = None, sight: Sight | None = None
+) -> Tensor:
+    """positions [B, T], ends [B, T] or None -> [B, T, S]"""
+    slot, own = _slot_numbers(num_slots, positions.device), positions[..., None]
+    seen = slot <= (own if ends is None else ends[..., None])
+    seen = seen if window is None else seen & (slot > own - window)
+    if sight is None:
+        return seen
+    node = slot - sight.first[:, None, None]  # [B, 1, S]
+    named = (sight.words(window)[..., None] >> node.clamp(0, MOST_NODES - 1)) & 1
+    return torch.where(node < 0, seen, (named == 1) & (node < MOST_NODES))
 
 
 def attend_by_query(q: Tensor, k_cache: Tensor, v_cache: Tensor, seen: Tensor, scale: float) -> Tensor:

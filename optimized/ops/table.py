@@ -167,6 +167,7 @@ class Ops(Protocol):
         scale: float,
         window: int | None = None,
         num_slots: int | None = None,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Softmax attention over the slots j <= position (and j > position - window); position -1 gives zeros.
 
@@ -174,7 +175,10 @@ class Ops(Protocol):
         k_cache    [B, S, G, D]  finite everywhere below num_slots
         v_cache    [B, S, G, D]
         positions  [B, T]
-        num_slots  a bound on position + 1 that the host knows; None: S
+        num_slots  a bound on position + 1, and on end + 1, that the host knows; None: S. A `Sight` (ops/sight.py) says
+                   as well which slots of a tree each query sees: those of its own line, as far as the window counts
+        ends       [B, T]  the last slot that a query sees in place of its own: an image sees ahead to its end.
+                   The window still counts from the position. None: the positions
         ->         [B, T, N*D]
         """
 
@@ -205,6 +209,14 @@ class Ops(Protocol):
         """x      [B, T, C]
         index  [B]
         ->     [B, C]
+        """
+
+    def compact(self, x: Tensor, first: Tensor, path: Tensor) -> None:
+        """Move the rows first + path_j to first + j, in place and all at once.
+
+        x      [B, S, C]  contiguous
+        first  [B]
+        path   [B, P]  distinct; every row that is read or written lies inside
         """
 
     def softcap(self, logits: Tensor, cap: float) -> Tensor:

@@ -10,6 +10,7 @@ Letters: reference/README.md and reference/ops/mla.py; E experts, P experts a to
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ class LatentCache(KVCache):
 class Unfolding(Part):
     """kv_b_proj of this rank's heads in the two layouts that absorbed attention multiplies by."""
 
-    def __init__(self, name: str, c: DeepseekConfig, heads: slice, at: Placement) -> None:
+    def __init__(self, name: str, c: Any, heads: slice, at: Placement) -> None:
         super().__init__(at)
         self.name, self.dims, out = f"{name}.weight", (c.nope_dim, c.value_dim), c.nope_dim + c.value_dim
         num_heads = heads.stop - heads.start
@@ -71,27 +72,28 @@ class Unfolding(Part):
 
 
 class Attention:
-    """Latent attention, absorbed."""
+    """Latent attention, absorbed; it reads `into` features, those of the stream where nothing else is said."""
 
-    def __init__(self, c: DeepseekConfig, index: int, model: PackedModel, at: Placement) -> None:
+    def __init__(self, c: Any, index: int, model: PackedModel, at: Placement, into: int = 0) -> None:
         self.c, self.index, self.ops, name = c, index, at.ops, f"layers.{index}.self_attn."
+        into = into or c.hidden
         self.scale, self.q_dims = c.latent.scale, (c.nope_dim, c.rope_dim)
         heads = equal_run(c.heads, at.group.rank, at.group.size, "heads")
         query = c.heads * sum(self.q_dims)
         if c.q_rank is None:
-            self.q_proj = model.own(ColumnLinear(f"{name}q_proj", c.hidden, query, False, at))
+            self.q_proj = model.own(ColumnLinear(f"{name}q_proj", into, query, False, at))
         else:
-            self.q_a_proj = model.own(ReplicatedLinear(f"{name}q_a_proj", c.hidden, c.q_rank, c.attention_bias, at))
+            self.q_a_proj = model.own(ReplicatedLinear(f"{name}q_a_proj", into, c.q_rank, c.attention_bias, at))
             self.q_a_norm = model.own(Norm(f"{name}q_a_layernorm.weight", c.q_rank, c.latent_norm_eps, at))
             self.q_b_proj = model.own(ColumnLinear(f"{name}q_b_proj", c.q_rank, query, False, at))
         kv_a, width = f"{name}kv_a_proj_with_mqa", c.kv_rank + c.rope_dim
-        self.kv_a_proj = model.own(ReplicatedLinear(kv_a, c.hidden, width, c.attention_bias, at))
+        self.kv_a_proj = model.own(ReplicatedLinear(kv_a, into, width, c.attention_bias, at))
         self.kv_a_norm = model.own(Norm(f"{name}kv_a_layernorm.weight", c.kv_rank, c.latent_norm_eps, at))
         self.kv_b_proj = model.own(Unfolding(f"{name}kv_b_proj", c, heads, at))
         self.o_proj = model.own(RowLinear(f"{name}o_proj", c.heads * c.value_dim, c.hidden, c.attention_bias, at))
 
     def query(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [M, H] -> [M, N, Dn], [M, N, Dr]"""
+        """x [M, X] -> [M, N, Dn], [M, N, Dr]"""
         q = self.q_proj(x) if self.c.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x))[0])
         q_nope, q_rope = q.unflatten(1, (-1, sum(self.q_dims))).split(self.q_dims, -1)
         return q_nope, q_rope
@@ -107,7 +109,7 @@ class Attention:
     ) -> Tensor:
         """Write the latents, then read those that each token sees.
 
-        x          [M, H]
+        x          [M, X]
         positions  [B, T]
         slots      [M]
         ->         [M, H]

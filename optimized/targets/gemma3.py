@@ -69,6 +69,7 @@ class Gemma3Layer:
         inv_freq: tuple[Tensor, Tensor],
         cache: KVCache,
         num_slots: int | None,
+        ends: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Both halves of a layer; what the MLP adds is left, not yet normed, to the next norm.
 
@@ -78,10 +79,11 @@ class Gemma3Layer:
         positions  [B, T]
         slots      [M]
         inv_freq   [R/2], [R/2]  of full and of sliding layers
+        ends       [B, T]  the last position that a token sees, None for its own
         ->         [M, H], [M, H], [M, H]  this layer's branch, h without it, h at the capture point below
         """
         x, captured = self.input_layernorm(branch, h, below)  # (3) of the layer below, (2) one kernel
-        mixed = self.attend(self.qkv(x), positions, slots, inv_freq, cache, num_slots)
+        mixed = self.attend(self.qkv(x), positions, slots, inv_freq, cache, num_slots, ends)
         # (2) of the branch's norm and the sum, (3) of the next norm one kernel
         x, s = self.pre_feedforward_layernorm(self.o_proj(mixed), captured, self.post_attention_layernorm)
         return self.down_proj(self.gate_up(x)), s, captured  # (3)
@@ -94,6 +96,7 @@ class Gemma3Layer:
         inv_freq: tuple[Tensor, Tensor],
         cache: KVCache,
         num_slots: int | None,
+        ends: Tensor | None,
     ) -> Tensor:
         """qkv [M, (N+2G)*D] -> [M, N*D]"""
         ops, c, keys, values = self.ops, self.c, cache.keys[self.index], cache.values[self.index]
@@ -101,7 +104,8 @@ class Gemma3Layer:
         flat, scale = positions.flatten(), self.rope.scale
         q = ops.qk_rope_kv_write(qkv, flat, slots, turn, scale, keys, values, *norms, c.eps, GEMMA3)
         q = q.view(*positions.shape, -1, c.head_dim)
-        return ops.attend(q, keys, values, positions, c.query_scale, self.window, num_slots).flatten(0, 1)  # (2)
+        mixed = ops.attend(q, keys, values, positions, c.query_scale, self.window, num_slots, ends)  # (2)
+        return mixed.flatten(0, 1)
 
 
 class Gemma3Target(LlamaTarget):
@@ -120,6 +124,11 @@ class Gemma3Target(LlamaTarget):
         full, local = (rope.frequencies(seen).to(self.at.device) for rope in (self.c.rope, self.c.local_rope))
         return full, local
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Equation (1): tokens [B, T] -> [B, T, H]"""
+        # a draft that shares the table reads it unscaled
+        return self.embed_tokens(tokens.flatten(), self.c.hidden**0.5).unflatten(0, tokens.shape)
+
     def states(
         self,
         tokens: Tensor,
@@ -129,21 +138,24 @@ class Gemma3Target(LlamaTarget):
         num_slots: int | None = None,
         aux_out: Tensor | None = None,
         inv_freq: tuple[Tensor, Tensor] | None = None,
+        embeds: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Everything below the head; reads nothing back from the device.
 
         tokens     [B, T]
         positions  [B, T]
-        num_slots  a bound on position + 1 that the host knows
+        num_slots  a bound on position + 1, and on end + 1, that the host knows
         aux_out    [B, T, A, H]  where to put the aux states; new when absent
+        embeds     [B, T, H]  h_0 in full: `embed(tokens)` with features in the places of images
+        ends       [B, T]  the last position that a token sees: its image's last; None for its own
         ->         [B, T, H], [B, T, A, H]  after the final norm, at the capture points
         """
         slots, inv_freq = cache.slots(positions), self.inv_freq if inv_freq is None else inv_freq
-        # a draft that shares the table reads it unscaled
-        branch, h, below = self.embed_tokens(tokens.flatten(), self.c.hidden**0.5), None, None  # (1)
+        branch, h, below = (self.embed(tokens) if embeds is None else embeds).flatten(0, 1), None, None  # (1)
         stream: list[Tensor] = []
         for layer in self.layers:
-            branch, h, captured = layer(branch, h, below, positions, slots, inv_freq, cache, num_slots)
+            branch, h, captured = layer(branch, h, below, positions, slots, inv_freq, cache, num_slots, ends)
             below = layer.post_feedforward_layernorm
             stream.append(captured)
         z, h = self.norm(branch, h, below)  # (3) of the last layer, (4) one kernel

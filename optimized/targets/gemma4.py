@@ -144,8 +144,9 @@ class Gemma4Attention:
         inv_freq: dict[str, Tensor],
         cache: KVCache,
         num_slots: int | None,
+        ends: Tensor | None,
     ) -> Tensor:
-        """x [M, H], positions [B, T], slots [M] -> [M, H]"""
+        """x [M, H], positions [B, T], slots [M], ends [B, T] or None -> [M, H]"""
         kind, keys, values = self.kind, cache.keys[self.donor], cache.values[self.donor]
         turn = (inv_freq[self.layer_type], kind.rope.scale)
         projected, flat, eps = self.qkv(x), positions.flatten(), self.c.eps
@@ -157,7 +158,8 @@ class Gemma4Attention:
             heads = projected.unflatten(1, (-1, kind.head_dim))
             q = self.ops.q_rope(heads, flat, *turn, keys.shape[1], self.q_norm.weight, eps, GEMMA4)
         q = q.view(*positions.shape, -1, kind.head_dim)
-        mixed = self.ops.attend(q, keys, values, positions, 1.0, kind.window, num_slots)
+        ahead = ends if kind.sees_image else None
+        mixed = self.ops.attend(q, keys, values, positions, 1.0, kind.window, num_slots, ahead)
         return self.o_proj(mixed.flatten(0, 1))
 
 
@@ -219,6 +221,7 @@ class Gemma4Layer:
         inv_freq: dict[str, Tensor],
         cache: KVCache,
         num_slots: int | None,
+        ends: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """All of a layer but its end, which `end` leaves to the kernel that opens the next one.
 
@@ -227,10 +230,11 @@ class Gemma4Layer:
         per_layer  [M, U]
         positions  [B, T]
         slots      [M]
+        ends       [B, T]  the last position that a token sees where its image does, None for its own
         ->         [M, H], [M, H]  this layer's last branch, the stream without it
         """
         ops, eps = self.ops, self.c.eps
-        added = self.self_attn(x, positions, slots, inv_freq, cache, num_slots)
+        added = self.self_attn(x, positions, slots, inv_freq, cache, num_slots, ends)
         u, s = ops.sandwich_norm(added, h, self.post_attention.weight, self.pre_feedforward.weight, eps, GEMMA4)  # (4)
         f = self.down_proj(self.gate_up(u))  # (5)
         if self.mixture is not None:
@@ -282,17 +286,24 @@ class Gemma4Target(PackedModel):
         heads, widths = [run.stop - run.start for run in runs], [kind.head_dim for kind in kinds]
         return KVCache(len(kinds), batch, num_slots, heads, widths, self.at.dtype, self.at.device)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Equation (1): tokens [B, T] -> [B, T, H]"""
+        # a draft that shares the table reads it unscaled
+        return self.embed_tokens(tokens.flatten(), self.c.hidden**0.5).unflatten(0, tokens.shape)
+
     def forward(
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
         capture: Sequence[int] = (),
         cache: KVCache | None = None,
+        **media: Tensor | None,
     ) -> TargetOutput:
         """Predict the token after each of `tokens`; without a cache the tokens see each other alone.
 
         tokens     [B, T]
         positions  [B, T]  0..T-1 when absent; -1 marks padding, whose outputs mean nothing
+        media      what `states` takes of tokens that are no text
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         if positions is None:
@@ -300,7 +311,7 @@ class Gemma4Target(PackedModel):
         tokens, positions = tokens.contiguous(), positions.contiguous()
         if cache is None:
             cache = self.new_cache(tokens.shape[0], int(positions.max()) + 1)
-        hidden, aux = self.states(tokens, positions, cache, capture)
+        hidden, aux = self.states(tokens, positions, cache, capture, **media)
         logits = self.lm_head.logits(hidden.flatten(0, 1)).unflatten(0, tokens.shape)  # (12)
         return TargetOutput(logits, hidden, aux)
 
@@ -312,24 +323,27 @@ class Gemma4Target(PackedModel):
         capture: Sequence[int] = (),
         num_slots: int | None = None,
         aux_out: Tensor | None = None,
+        embeds: Tensor | None = None,
+        ends: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Everything below the head; reads nothing back from the device.
 
         tokens     [B, T]
         positions  [B, T]
-        num_slots  a bound on position + 1 that the host knows
+        num_slots  a bound on position + 1, and on end + 1, that the host knows
         aux_out    [B, T, A, H]  where to put the aux states; new when absent
+        embeds     [B, T, H]  h_0 in full: `embed(tokens)` with features in the places of images and sounds
+        ends       [B, T]  the last position that a token sees on layers whose kind `sees_image`; None for its own
         ->         [B, T, H], [B, T, A, H]  after the final norm, at the capture points
         """
         slots, ids = cache.slots(positions), tokens.flatten()
-        # a draft that shares the table reads it unscaled
-        h = self.embed_tokens(ids, self.c.hidden**0.5)  # (1)
+        h = (self.embed(tokens) if embeds is None else embeds).flatten(0, 1)  # (1)
         per_layer = self.per_layer_inputs(h, ids) if self.c.per_layer_width else [None] * self.c.layers
         x, h = self.at.ops.add_rmsnorm(h, None, self.layers[0].input_layernorm.weight, self.c.eps, GEMMA4)
         stream = [h]
         after = [*(layer.input_layernorm for layer in self.layers[1:]), self.norm]
         for layer, following, own in zip(self.layers, after, per_layer, strict=True):
-            branch, s = layer(x, h, own, positions, slots, self.inv_freq, cache, num_slots)
+            branch, s = layer(x, h, own, positions, slots, self.inv_freq, cache, num_slots, ends)
             x, h = layer.end(branch, s, following)
             stream.append(h)
         hidden = x.unflatten(0, tokens.shape)  # (11)

@@ -108,17 +108,23 @@ class LlamaTarget(PackedModel):
         heads = self.layers[0].qkv.kv_heads
         return KVCache(self.c.layers, batch, num_slots, heads, self.c.head_dim, self.at.dtype, self.at.device)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Equation (1): tokens [B, T] -> [B, T, H]"""
+        return self.embed_tokens(tokens.flatten()).unflatten(0, tokens.shape)
+
     def forward(
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
         capture: Sequence[int] = (),
         cache: KVCache | None = None,
+        **media: Tensor | None,
     ) -> TargetOutput:
         """Predict the token after each of `tokens`; without a cache the tokens see each other alone.
 
         tokens     [B, T]
         positions  [B, T]  0..T-1 when absent; -1 marks padding, whose outputs mean nothing
+        media      what `states` takes of tokens that are no text
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         if positions is None:
@@ -127,7 +133,7 @@ class LlamaTarget(PackedModel):
         if cache is None:
             cache = self.new_cache(tokens.shape[0], int(positions.max()) + 1)
         inv_freq = self.frequencies(int(positions.max()) + 1) if self.dynamic else self.inv_freq
-        hidden, aux = self.states(tokens, positions, cache, capture, inv_freq=inv_freq)
+        hidden, aux = self.states(tokens, positions, cache, capture, inv_freq=inv_freq, **media)
         logits = self.lm_head.logits(hidden.flatten(0, 1)).unflatten(0, tokens.shape)  # (5)
         return TargetOutput(logits, hidden, aux)
 
@@ -140,6 +146,7 @@ class LlamaTarget(PackedModel):
         num_slots: int | None = None,
         aux_out: Tensor | None = None,
         inv_freq: Any = None,
+        embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Everything below the head; reads nothing back from the device.
 
@@ -147,10 +154,11 @@ class LlamaTarget(PackedModel):
         positions  [B, T]
         num_slots  a bound on position + 1 that the host knows
         aux_out    [B, T, A, H]  where to put the aux states; new when absent
+        embeds     [B, T, H]  h_0 in full: `embed(tokens)` with features in the places of images
         ->         [B, T, H], [B, T, A, H]  after the final norm, at the capture points
         """
         slots, inv_freq = cache.slots(positions), self.inv_freq if inv_freq is None else inv_freq
-        branch, h = self.embed_tokens(tokens.flatten()), None  # (1)
+        branch, h = (self.embed(tokens) if embeds is None else embeds).flatten(0, 1), None  # (1)
         stream: list[Tensor] = []
         for layer in self.layers:
             branch, h, captured = layer(branch, h, positions, slots, inv_freq, cache, num_slots)

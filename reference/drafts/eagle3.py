@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from reference.config import ConfigError
+from reference.drafting import Recurrent
 from reference.drafts.eagle3_keys import read_facts
 from reference.ops.attention import Attention, causal
 from reference.ops.cache import Cache
@@ -36,17 +37,14 @@ from reference.outputs import DraftOutput, TargetOutput
 LATER_NORMS = ("input_layernorm", "hidden_norm")
 
 
-@dataclass(frozen=True)
-class Eagle3Config:
-    """Every fact that changes the equations above."""
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Facts:
+    """Every fact that changes the equations above, but those of Attn."""
 
     vocab: int
     draft_vocab: int
     hidden: int
     intermediate: int
-    heads: int
-    kv_heads: int
-    head_dim: int
     rope: Rope
     layers: int = 1
     aux_states: int = 3
@@ -61,15 +59,9 @@ class Eagle3Config:
     feedback_normed: bool = False
     later_norm: str = "input_layernorm"
     """which of its norms a layer after the first applies; SGLang reads "hidden_norm", vLLM and speculators this"""
-    qk_norm: bool = False
-    """one norm over each head of q and k before rope, the Qwen3 body"""
-    qkv_bias: bool = False
-    o_bias: bool = False
     mlp_bias: bool = False
     fc_bias: bool = False
     logit_scale: float = 1.0
-    windows: tuple[int | None, ...] = ()
-    """sliding window of each layer, None where a layer sees everything; () means all do"""
     tied_head: bool = False
 
     def __post_init__(self) -> None:
@@ -88,6 +80,36 @@ class Eagle3Config:
     @property
     def aux_width(self) -> int:
         return self.target_hidden or self.hidden
+
+    @property
+    def reads(self) -> str:
+        """What the draft reads of its target: states at capture points, or the final hidden state."""
+        return "aux" if self.use_aux_hidden_state else "hidden"
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """Parameters that a checkpoint may leave to its target, or that follow from others."""
+        shared = ("embed_tokens.weight", "d2t", "t2d")
+        return (*shared, "lm_head.weight") if self.draft_vocab == self.vocab else shared
+
+    def window(self, layer: int) -> int | None:
+        """How far back a layer sees; None where it sees everything."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eagle3Config(Eagle3Facts):
+    """The facts of a draft whose heads have keys and values of their own, or in groups."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qk_norm: bool = False
+    """one norm over each head of q and k before rope, the Qwen3 body"""
+    qkv_bias: bool = False
+    o_bias: bool = False
+    windows: tuple[int | None, ...] = ()
+    """sliding window of each layer, None where a layer sees everything; () means all do"""
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
@@ -141,16 +163,20 @@ TP_PLAN = {
 class Eagle3Layer(nn.Module):
     """Equations (3) to (6); a layer after the first is a plain one and reads y alone."""
 
-    def __init__(self, c: Eagle3Config, index: int) -> None:
+    def __init__(self, c: Any, index: int) -> None:
         super().__init__()
         self.c, self.index = c, index
         for name in LATER_NORMS if index == 0 else (c.later_norm,):
             self.add_module(name, RMSNorm(c.hidden, c.eps))
         self.post_attention_layernorm = RMSNorm(c.hidden, c.eps)
-        into, heads = 2 * c.hidden if index == 0 else c.hidden, (c.heads, c.kv_heads)
-        norm_eps = c.eps if c.qk_norm else None
-        self.self_attn = Attention(into, c.hidden, heads, c.head_dim, c.rope, c.qkv_bias, c.o_bias, norm_eps)
+        self.self_attn = self.attention(2 * c.hidden if index == 0 else c.hidden)
         self.mlp = MLP(c.hidden, c.intermediate, c.mlp_bias)
+
+    def attention(self, into: int) -> nn.Module:
+        """Attn of (5), which reads `into` features."""
+        c, heads = self.c, (self.c.heads, self.c.kv_heads)
+        norm_eps = c.eps if c.qk_norm else None
+        return Attention(into, c.hidden, heads, c.head_dim, c.rope, c.qkv_bias, c.o_bias, norm_eps)
 
     def forward(
         self, embed: Tensor, hidden: Tensor, positions: Tensor, visible: Tensor, cache: Cache, slots: Tensor
@@ -178,10 +204,12 @@ class Eagle3Layer(nn.Module):
 class Eagle3Draft(nn.Module):
     """The whole draft; `fuse` opens a draft, `forward` takes one step."""
 
+    way = Recurrent
+    layer = Eagle3Layer
     d2t: Tensor
     t2d: Tensor
 
-    def __init__(self, c: Eagle3Config) -> None:
+    def __init__(self, c: Any) -> None:
         super().__init__()
         self.c = c
         self.embed_tokens = nn.Embedding(c.vocab, c.hidden)
@@ -189,7 +217,7 @@ class Eagle3Draft(nn.Module):
         self.input_norm = RMSNorm(width * c.aux_states, c.eps) if aux and c.norm_before_fc else None
         self.fc_norm = nn.ModuleList(RMSNorm(width, c.eps) for _ in range(c.aux_states)) if aux and c.fc_norm else None
         self.fc = nn.Linear(width * c.aux_states, c.hidden, bias=c.fc_bias) if aux else None
-        self.layers = nn.ModuleList(Eagle3Layer(c, i) for i in range(c.layers))
+        self.layers = nn.ModuleList(self.layer(c, i) for i in range(c.layers))
         self.norm = RMSNorm(c.hidden, c.eps)
         self.lm_head = nn.Linear(c.hidden, c.draft_vocab, bias=False)
         self.tie()

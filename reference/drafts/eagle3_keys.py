@@ -4,7 +4,7 @@ Five trainers write these files and four engines read them; the same key has two
 same fact stands under several keys. Every key is read, known to be inert, or refused (ConfigError): nothing is dropped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,21 +16,41 @@ from reference.ops.rope import Rope
 QWEN3 = {"Qwen3ForCausalLMEagle3", "Eagle3Qwen3ForCausalLM"}
 """architectures whose body is Qwen3's: one norm over each head of q and k"""
 
+SWITCHES = {
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "use_mtp_layernorm": False,
+    "next_layer_regular": True,
+    "parallel_draft_step": 1,
+    "parallel_draft_heads_num_layers": 0,
+}
+"""Model-Optimizer's switches of its own draft, as they stand where the draft is EAGLE-3"""
+
 
 def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[str, Any]:
-    """The fields of `Eagle3Config` from a `config.json`.
+    """The fields of `Eagle3Config` from a `config.json`; arguments: `read_draft`."""
+    return read_draft(config, norm_output, _read_heads)
 
-    norm_output   what this key of the file means: "head" (SpecForge: the final norm stands before the head) or
-                  "feedback" (the engines and speculators: the next draft step reads the normed state)
+
+def read_draft(
+    config: dict[str, Any], norm_output: str | None, read_attention: Callable[[Keys], dict[str, Any]]
+) -> dict[str, Any]:
+    """The fields of an EAGLE-3 draft's config, whatever its attention is.
+
+    norm_output     what this key of the file means: "head" (SpecForge: the final norm stands before the head) or
+                    "feedback" (the engines and speculators: the next draft step reads the normed state)
+    read_attention  the facts of equation (5), rope among them
     """
     if "speculators_model_type" in config:
         config, norm_output = _flatten_speculators(config), "feedback"
     keys = Keys(config)
     keys.expect("hidden_act", "silu")
     eagle = keys.below("eagle_config")
-    facts = {**_read_body(keys), **_read_norms(keys, eagle, norm_output)}
+    facts = {**_read_body(keys), **read_attention(keys), **_read_norms(keys, eagle, norm_output)}
     facts["aux_states"] = _read_aux_states(keys, eagle)
     facts["use_aux_hidden_state"] = eagle.flag("use_aux_hidden_state", True)
+    for switch, value in SWITCHES.items():
+        eagle.expect(switch, value)
     eagle.finish()
     keys.finish()
     return facts
@@ -38,8 +58,6 @@ def read_facts(config: dict[str, Any], norm_output: str | None = None) -> dict[s
 
 def _read_body(keys: Keys) -> dict[str, Any]:
     """What a draft shares with any decoder."""
-    heads, kv_heads, head_dim = keys.heads()
-    layers, attention_bias = keys.count("num_hidden_layers", 1), keys.flag("attention_bias")
     vocab = keys.count("vocab_size")
     draft_vocab = keys.count("draft_vocab_size", vocab)
     if draft_vocab > vocab:
@@ -49,21 +67,29 @@ def _read_body(keys: Keys) -> dict[str, Any]:
         "draft_vocab": draft_vocab,
         "hidden": keys.count("hidden_size"),
         "intermediate": keys.count("intermediate_size"),
+        "layers": keys.count("num_hidden_layers", 1),
+        "target_hidden": keys.count("target_hidden_size", 0, least=0),
+        "eps": keys.number("rms_norm_eps", 1e-6),
+        "mlp_bias": keys.flag("mlp_bias"),
+        "fc_bias": keys.flag("bias"),
+        "logit_scale": keys.number("logit_scale", 1.0),
+        "tied_head": keys.flag("tie_word_embeddings"),
+    }
+
+
+def _read_heads(keys: Keys) -> dict[str, Any]:
+    """Attention by heads, grouped or not."""
+    heads, kv_heads, head_dim = keys.heads()
+    bias = keys.flag("attention_bias")
+    return {
         "heads": heads,
         "kv_heads": kv_heads,
         "head_dim": head_dim,
         "rope": Rope.from_hf(keys.rope(), head_dim),
-        "layers": layers,
-        "target_hidden": keys.count("target_hidden_size", 0, least=0),
-        "eps": keys.number("rms_norm_eps", 1e-6),
         "qk_norm": keys.get("model_type") == "qwen3" or not QWEN3.isdisjoint(keys.names("architectures")),
-        "qkv_bias": attention_bias,
-        "o_bias": attention_bias,
-        "mlp_bias": keys.flag("mlp_bias"),
-        "fc_bias": keys.flag("bias"),
-        "logit_scale": keys.number("logit_scale", 1.0),
-        "windows": _read_windows(keys, layers),
-        "tied_head": keys.flag("tie_word_embeddings"),
+        "qkv_bias": bias,
+        "o_bias": bias,
+        "windows": _read_windows(keys, keys.count("num_hidden_layers", 1)),
     }
 
 

@@ -104,8 +104,8 @@ class DeepseekConfig:
         keys.expect("hidden_act", "silu")
         keys.expect("mlp_bias", False)
         keys.expect("moe_layer_freq", 1)
-        for inert in ("aux_loss_alpha", "seq_aux", "ep_size", "head_dim"):
-            keys.get(inert)  # of the training loss, of a launcher, and a name for rope's width
+        for inert in ("aux_loss_alpha", "seq_aux", "ep_size", "head_dim", "nextn_zero_first_embedding"):
+            keys.get(inert)  # of the training loss, of a launcher, a name for rope's width, of the next-token layers
         facts = cls(
             vocab=keys.count("vocab_size"),
             hidden=keys.count("hidden_size"),
@@ -119,15 +119,15 @@ class DeepseekConfig:
             routed_scaling=keys.number("routed_scaling_factor", keys.need("routed_scaling_factor")),
             eps=keys.number("rms_norm_eps", 1e-6),
             tied_head=keys.flag("tie_word_embeddings"),
-            **_attention(keys),
+            **read_latent(keys),
             **(_second(keys) if keys.get("model_type") == "deepseek_v2" else _third(keys)),
         )
         keys.finish()
         return facts
 
 
-def _attention(keys: Keys) -> dict[str, Any]:
-    """The facts of `Latent`."""
+def read_latent(keys: Keys) -> dict[str, Any]:
+    """The facts of `Latent` but `interleaved`, by the names that configs have for them here."""
     if "q_lora_rank" not in keys.config:
         # its default differs among readers, and null is a value
         raise ConfigError(f"config key {keys.path + 'q_lora_rank'!r} is missing; null says that there is none")
@@ -295,6 +295,14 @@ class DeepseekTarget(nn.Module):
         """Room for the latents of `num_slots` tokens of each of `batch` sequences."""
         return Cache(self.c.layers, batch, num_slots)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Equation (1).
+
+        tokens  [B, T]
+        ->      [B, T, H]
+        """
+        return self.embed_tokens(tokens)
+
     def decode(
         self,
         h: Tensor,
@@ -337,4 +345,4 @@ class DeepseekTarget(nn.Module):
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         positions, slots, visible = seat(tokens, positions, cache, slots, visible)
-        return self.decode(self.embed_tokens(tokens), positions, capture, cache, slots, visible)  # (1)
+        return self.decode(self.embed(tokens), positions, capture, cache, slots, visible)

@@ -29,7 +29,7 @@ from reference.ops.blocks import later_of_block
 from reference.ops.cache import Cache
 from reference.ops.mlp import gelu
 from reference.ops.norm import GemmaRMSNorm
-from reference.ops.shell import Shell
+from reference.ops.shell import Sensed, Shell
 from reference.ops.stream import seat
 from reference.outputs import TargetOutput
 from reference.targets import gemma3
@@ -258,26 +258,34 @@ class Gemma3MmTarget(Shell):
         """
         return self.multi_modal_projector(self.vision_tower(pixel_values))
 
-    def embed(self, tokens: Tensor, pixel_values: Tensor | None = None) -> Tensor:
-        """Equation (5); errors: ValueError where images and placeholders do not match.
+    def known(self, tokens: Tensor) -> Tensor:
+        """The placeholder's id may lie beyond the vocabulary.
 
-        tokens        [B, T]
-        pixel_values  [I, C, Y, Y]  in the order of their placeholders, sequence by sequence
-        ->            [B, T, H]
+        tokens  [B, T]
+        ->      [B, T]
+        """
+        beyond = self.c.image_token >= self.c.vocab
+        return tokens.masked_fill(tokens == self.c.image_token, 0) if beyond else tokens
+
+    def sense(
+        self, h: Tensor, tokens: Tensor, pixel_values: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Sensed:
+        """Equation (5), and the runs of (6); errors: ValueError where images and placeholders do not match.
+
+        h               [B, T, H]
+        tokens          [B, T]
+        pixel_values    [I, C, Y, Y]  in the order of their placeholders, sequence by sequence
+        token_type_ids  [B, T]
         """
         placeholder = tokens == self.c.image_token
-        # the placeholder's id may lie beyond the vocabulary
-        known = tokens.masked_fill(placeholder, 0) if self.c.image_token >= self.c.vocab else tokens
-        h = self.language_model.embed(known)
+        if token_type_ids is None and pixel_values is not None:
+            token_type_ids = placeholder.long()
+        blocks = None if token_type_ids is None else image_runs(token_type_ids)
         if pixel_values is None:
-            return h
+            return Sensed(h, torch.zeros_like(placeholder), blocks)
         features = self.features(pixel_values).flatten(0, 1)
-        if int(placeholder.sum()) != len(features):
-            raise ValueError(
-                f"tokens hold {int(placeholder.sum())} image placeholders (id {self.c.image_token}), but "
-                f"{len(pixel_values)} images of {self.c.tokens_per_image} tokens were given"
-            )
-        return h.index_put((placeholder,), features.to(h.dtype))
+        what = f"images (id {self.c.image_token}, {self.c.tokens_per_image} tokens an image)"
+        return Sensed(self.place(h, placeholder, features, what), placeholder, blocks)
 
     def forward(
         self,
@@ -302,12 +310,11 @@ class Gemma3MmTarget(Shell):
         """
         ruled = visible is None
         positions, slots, visible = seat(tokens, positions, cache, slots, visible)
-        if token_type_ids is None and pixel_values is not None:
-            token_type_ids = (tokens == self.c.image_token).long()
-        if ruled and token_type_ids is not None:
+        h = self.language_model.embed(self.known(tokens))
+        h, _, blocks = self.sense(h, tokens, pixel_values, token_type_ids)  # (5)
+        if ruled and blocks is not None:
             # without a cache, slots are the columns themselves
             columns = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) if cache is None else slots
             held = positions if cache is None else cache.positions
-            visible = visible | later_of_block(image_runs(token_type_ids), columns, positions, held)  # (6)
-        h = self.embed(tokens, pixel_values)  # (5)
+            visible = visible | later_of_block(blocks, columns, positions, held)  # (6)
         return self.language_model.decode(h, positions, capture, cache, slots, visible)

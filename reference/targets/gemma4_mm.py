@@ -15,7 +15,6 @@ Letters: reference/README.md, and here: I images, J videos of F frames, P and Q 
 frames a sound, Z numbers a frame, M features.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +22,11 @@ from torch import Tensor, nn
 
 from reference.config import ConfigError, Keys
 from reference.ops.blocks import runs
-from reference.ops.cache import Cache
 from reference.ops.norm import WideRMSNorm
-from reference.ops.shell import Shell
-from reference.outputs import TargetOutput
 from reference.targets import gemma4
 from reference.targets.gemma4 import Gemma4Config, Gemma4Target
 from reference.targets.gemma4_audio import Gemma4AudioConfig, Gemma4AudioTower
+from reference.targets.gemma4_shell import Gemma4Shell
 from reference.targets.gemma4_vision import Gemma4VisionConfig, Gemma4VisionTower
 
 
@@ -125,8 +122,8 @@ class Gemma4Projector(nn.Module):
         return self.embedding_projection(self.norm(x))
 
 
-class Gemma4MmTarget(Shell):
-    """The whole target: the towers, their projectors, and the text model of gemma4.py."""
+class Gemma4MmTarget(Gemma4Shell):
+    """The whole target: the towers, their projectors, and the text model of gemma4.py; (3) to (5): gemma4_shell.py."""
 
     def __init__(self, c: Gemma4MmConfig) -> None:
         super().__init__()
@@ -138,10 +135,6 @@ class Gemma4MmTarget(Shell):
             self.audio_tower = Gemma4AudioTower(c.audio)
             self.embed_audio = Gemma4Projector(c.audio.out, c.hidden, c.audio.eps)
         self.language_model = Gemma4Target(c.text)
-
-    def shared_kv(self, cache: Cache) -> dict[str, tuple[Tensor, Tensor]]:
-        """The last keys and values of each kind of layer, by slot: what the Gemma 4 assistant reads."""
-        return self.language_model.shared_kv(cache)
 
     def see(self, pixels: Tensor, places: Tensor | None) -> Tensor:
         """Equation (1); errors: ValueError.
@@ -169,63 +162,10 @@ class Gemma4MmTarget(Shell):
             raise ValueError("sound was given to a model without an audio tower (audio_config is null)")
         return self.embed_audio(self.audio_tower(sounds, mask))
 
-    def place(self, h: Tensor, holes: Tensor, features: Tensor, what: str) -> Tensor:
-        """Put features where their placeholders are; errors: ValueError.
+    def blocks(self, types: Tensor) -> Tensor:
+        """Equation (6).
 
-        h         [B, T, H]
-        holes     [B, T]
-        features  [M, H]
-        ->        [B, T, H]
+        types  [B, T]
+        ->     [B, T]
         """
-        if int(holes.sum()) != len(features):
-            raise ValueError(
-                f"tokens hold {int(holes.sum())} placeholders of {what}, but features fill {len(features)}"
-            )
-        return h.index_put((holes,), features.to(h.dtype))
-
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        capture: Sequence[int] = (),
-        cache: Cache | None = None,
-        slots: Tensor | None = None,
-        visible: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_position_ids: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_position_ids: Tensor | None = None,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
-        mm_token_type_ids: Tensor | None = None,
-    ) -> TargetOutput:
-        """Predict the token after each of `tokens`; without a cache the tokens see each other alone.
-
-        tokens               [B, T]
-        positions            [B, T]        0..T-1 when absent
-        slots                [B, T]        the positions when absent; only read with a cache
-        visible              [B, T, S]     equation (6) when absent; sliding layers narrow it
-        pixel_values         [I, P, C]     patches of the images among these tokens, in order; numbers from 0 to 1
-        image_position_ids   [I, P, 2]     column and row of each, -1 and -1 for filling
-        pixel_values_videos  [J, F, Q, C]  of the videos
-        video_position_ids   [J, F, Q, 2]
-        input_features       [U, R, Z]     spectra of the sounds
-        input_features_mask  [U, R]        true where there is sound
-        mm_token_type_ids    [B, T]        1 image, 2 video, 3 sound; with images or videos, by placeholder when absent
-        ->                   logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
-        """
-        images, videos, sounds = (tokens == t for t in (self.c.image_token, self.c.video_token, self.c.audio_token))
-        known = tokens.masked_fill(images | videos | sounds, self.c.padding_token)  # (3)
-        h = self.language_model.embed(known)
-        if pixel_values is not None:
-            h = self.place(h, images, self.see(pixel_values, image_position_ids), "images")
-        if pixel_values_videos is not None:
-            h = self.place(h, videos, self.see(pixel_values_videos, video_position_ids), "videos")
-        if input_features is not None:
-            h = self.place(h, sounds, self.hear(input_features, input_features_mask), "sound")  # (4)
-        types = mm_token_type_ids
-        if types is None and (pixel_values is not None or pixel_values_videos is not None):
-            types = images.long() + 2 * videos.long()
-        blocks = None if types is None or visible is not None else runs((types == 1) | (types == 2))  # (6)
-        place = (positions, capture, cache, slots, visible)
-        return self.language_model(known, *place, embeds=h, per_layer_tokens=known, blocks=blocks)
+        return runs((types == 1) | (types == 2))

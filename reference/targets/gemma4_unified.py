@@ -19,7 +19,6 @@ Letters: reference/README.md, and here: I images, J videos of F frames, P and Q 
 an embedded patch, M patches or stretches that are not dropped, U sounds, R stretches a sound, Z samples a stretch.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,12 +27,10 @@ from torch import Tensor, nn
 
 from reference.config import ConfigError, Keys
 from reference.ops.blocks import runs
-from reference.ops.cache import Cache
 from reference.ops.norm import WideRMSNorm
-from reference.ops.shell import Shell
-from reference.outputs import TargetOutput
 from reference.targets import gemma4
 from reference.targets.gemma4 import Gemma4Config, Gemma4Target
+from reference.targets.gemma4_shell import Gemma4Shell
 
 TEXT_TYPE = "gemma4_unified_text"
 
@@ -251,8 +248,8 @@ class Projection(nn.Module):
         return self.embedding_projection(self.norm(x.to(self.embedding_projection.weight.dtype)))
 
 
-class Gemma4UnifiedTarget(Shell):
-    """The whole target: patches, sound, and the text model of gemma4.py."""
+class Gemma4UnifiedTarget(Gemma4Shell):
+    """The whole target: patches, sound, and the text model of gemma4.py; (5): gemma4_shell.py."""
 
     def __init__(self, c: Gemma4UnifiedConfig) -> None:
         super().__init__()
@@ -263,10 +260,6 @@ class Gemma4UnifiedTarget(Shell):
         if c.audio is not None:
             self.embed_audio = Projection(c.audio.samples, c.hidden, c.audio.eps)
         self.language_model = Gemma4Target(c.text)
-
-    def shared_kv(self, cache: Cache) -> dict[str, tuple[Tensor, Tensor]]:
-        """The last keys and values of each kind of layer, by slot: what the Gemma 4 assistant reads."""
-        return self.language_model.shared_kv(cache)
 
     def see(self, pixels: Tensor, places: Tensor | None) -> Tensor:
         """Equations (1) to (3); errors: ValueError.
@@ -294,20 +287,6 @@ class Gemma4UnifiedTarget(Shell):
             raise ValueError("sound was given to a model without hearing (audio_config is null)")
         return self.embed_audio(stretches[mask.bool()])
 
-    def place(self, h: Tensor, holes: Tensor, features: Tensor, what: str) -> Tensor:
-        """Put features where their placeholders are; errors: ValueError.
-
-        h         [B, T, H]
-        holes     [B, T]
-        features  [M, H]
-        ->        [B, T, H]
-        """
-        if int(holes.sum()) != len(features):
-            raise ValueError(
-                f"tokens hold {int(holes.sum())} placeholders of {what}, but features fill {len(features)}"
-            )
-        return h.index_put((holes,), features.to(h.dtype))
-
     def blocks(self, types: Tensor) -> Tensor:
         """Equation (6): the number of the image that a token belongs to, -1 for none.
 
@@ -315,47 +294,3 @@ class Gemma4UnifiedTarget(Shell):
         ->     [B, T]
         """
         return runs((types == 1) | (types == 2) if self.c.video_sees_ahead else types == 1)
-
-    def forward(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        capture: Sequence[int] = (),
-        cache: Cache | None = None,
-        slots: Tensor | None = None,
-        visible: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_position_ids: Tensor | None = None,
-        pixel_values_videos: Tensor | None = None,
-        video_position_ids: Tensor | None = None,
-        input_features: Tensor | None = None,
-        input_features_mask: Tensor | None = None,
-        mm_token_type_ids: Tensor | None = None,
-    ) -> TargetOutput:
-        """Predict the token after each of `tokens`; without a cache the tokens see each other alone.
-
-        tokens               [B, T]
-        positions            [B, T]        0..T-1 when absent
-        slots                [B, T]        the positions when absent; only read with a cache
-        visible              [B, T, S]     by position when absent; sliding layers narrow it
-        pixel_values         [I, P, C]     patches of the images among these tokens, in order
-        image_position_ids   [I, P, 2]     column and row of each, -1 and -1 for filling
-        pixel_values_videos  [J, F, Q, C]  of the videos
-        video_position_ids   [J, F, Q, 2]
-        input_features       [U, R, Z]     sound
-        input_features_mask  [U, R]        true where there is sound
-        mm_token_type_ids    [B, T]        1 image, 2 video, 3 sound; with images or videos, by placeholder when absent
-        ->                   logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
-        """
-        images, videos, sounds = (tokens == t for t in (self.c.image_token, self.c.video_token, self.c.audio_token))
-        if mm_token_type_ids is None and (pixel_values is not None or pixel_values_videos is not None):
-            mm_token_type_ids = images.long() + 2 * videos.long()
-        h = self.language_model.embed(tokens.masked_fill(images | videos | sounds, self.c.padding_token))
-        if pixel_values is not None:
-            h = self.place(h, images, self.see(pixel_values, image_position_ids), "images")
-        if pixel_values_videos is not None:
-            h = self.place(h, videos, self.see(pixel_values_videos, video_position_ids), "videos")
-        if input_features is not None:
-            h = self.place(h, sounds, self.hear(input_features, input_features_mask), "sound")  # (5)
-        blocks = None if mm_token_type_ids is None else self.blocks(mm_token_type_ids)
-        return self.language_model(tokens, positions, capture, cache, slots, visible, embeds=h, blocks=blocks)

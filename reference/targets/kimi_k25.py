@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from reference.config import Keys
 from reference.ops.cache import Cache
-from reference.ops.shell import Shell
+from reference.ops.shell import Sensed, Shell
 from reference.ops.stream import seat
 from reference.outputs import TargetOutput
 from reference.targets import deepseek
@@ -171,24 +172,41 @@ class KimiK25Target(Shell):
         """
         return self.mm_projector(self.vision_tower(pixel_values, grid_thw))
 
-    def place(self, h: Tensor, holes: Tensor, pixel_values: Tensor | None, grid_thw: Tensor | None) -> Tensor:
-        """Put the features of images, or of clips, where their placeholders are; errors: ValueError.
+    def known(self, tokens: Tensor) -> Tensor:
+        """A placeholder's id may lie beyond the vocabulary.
 
-        h             [B, T, H]
-        holes         [B, T]
-        pixel_values  [P, C, Y, X]
-        grid_thw      [I, 3]
-        ->            [B, T, H]
+        tokens  [B, T]
+        ->      [B, T]
         """
-        if pixel_values is None or grid_thw is None:
-            return h
-        features = self.features(pixel_values, grid_thw)
-        if int(holes.sum()) != len(features):
-            raise ValueError(
-                f"tokens hold {int(holes.sum())} placeholders (ids {self.c.image_token}, {self.c.video_token}), but "
-                f"{len(grid_thw)} images or clips of {len(features)} tokens were given"
-            )
-        return h.index_put((holes,), features.to(h.dtype))
+        return tokens.masked_fill((tokens == self.c.image_token) | (tokens == self.c.video_token), 0)
+
+    def sense(
+        self,
+        h: Tensor,
+        tokens: Tensor,
+        pixel_values: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+    ) -> Sensed:
+        """Equation (2); errors: ValueError.
+
+        h                    [B, T, H]
+        tokens               [B, T]
+        pixel_values         [P, C, Y, X]
+        image_grid_thw       [I, 3]
+        pixel_values_videos  [Q, C, Y, X]
+        video_grid_thw       [J, 3]
+        """
+        holes = torch.zeros_like(tokens, dtype=torch.bool)
+        for token, pixels, grid, what in (
+            (self.c.image_token, pixel_values, image_grid_thw, "images"),
+            (self.c.video_token, pixel_values_videos, video_grid_thw, "clips"),
+        ):
+            if pixels is not None and grid is not None:
+                h = self.place(h, tokens == token, self.features(pixels, grid), f"{what} (id {token})")
+                holes = holes | (tokens == token)
+        return Sensed(h, holes, None)
 
     def forward(
         self,
@@ -216,9 +234,6 @@ class KimiK25Target(Shell):
         ->                   logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         positions, slots, visible = seat(tokens, positions, cache, slots, visible)
-        images, clips = tokens == self.c.image_token, tokens == self.c.video_token
-        # a placeholder's id may lie beyond the vocabulary
-        h = self.embed_tokens(tokens.masked_fill(images | clips, 0))
-        h = self.place(h, images, pixel_values, image_grid_thw)
-        h = self.place(h, clips, pixel_values_videos, video_grid_thw)  # (2)
+        pixels = (pixel_values, image_grid_thw, pixel_values_videos, video_grid_thw)
+        h = self.sense(self.language_model.embed(self.known(tokens)), tokens, *pixels).h  # (2)
         return self.language_model.decode(h, positions, capture, cache, slots, visible)

@@ -63,6 +63,8 @@ class Qwen3MoeConfig:
         keys.expect("use_sliding_window", False)
         for inert in ("sliding_window", "max_window_layers", "output_router_logits", "router_aux_loss_coef"):
             keys.get(inert)  # of layers that slide, and of the training loss
+        for inert in ("num_nextn_predict_layers", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"):
+            keys.get(inert)  # of the multi-token module, which a draft reads
         heads, kv_heads, head_dim = keys.heads()
         # transformers writes the second name, the hub has the first
         experts, chosen = keys.count("num_experts", keys.get("num_local_experts")), keys.count("num_experts_per_tok")
@@ -93,6 +95,9 @@ class Qwen3MoeConfig:
 
 # how published checkpoints spell our parameter names: (their prefix, ours)
 CHECKPOINT_NAMES = (("model.", ""),)
+
+# tensors that may be there and no forward pass reads: (our name, why)
+IGNORED = (("mtp.*", "the multi-token module: a draft reads it, the target does not"),)
 
 # how each parameter is split over W tensor-parallel ranks; norms, the router, and names not listed, are replicated
 TP_PLAN = {

@@ -193,7 +193,7 @@ BUGS = (
     Bug(
         "deepseek-latent-eps-of-the-stream",
         "SGLang and vLLM deepseek_v2.py: rms_norm_eps in the norms of the latents",
-        f"{PAGE}._attention",
+        f"{PAGE}.read_latent",
         lambda read: lambda keys: {**read(keys), "latent_norm_eps": keys.number("rms_norm_eps", 1e-6)},
         EPSILON,
     ),

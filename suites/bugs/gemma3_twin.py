@@ -68,9 +68,9 @@ def capture_normed(right: Any) -> Any:
 def window_for_one_query(right: Any) -> Any:
     """A window that decode keeps and verify, with several queries, forgets."""
 
-    def attend(self: Any, q: Tensor, *tensors: Any) -> Tensor:
-        *before, window, num_slots = tensors
-        return right(self, q, *before, window if q.shape[1] == 1 else None, num_slots)
+    def attend(self: Any, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, *sight: Any) -> Tensor:
+        window, *rest = sight
+        return right(self, q, k, v, positions, scale, window if q.shape[1] == 1 else None, *rest)
 
     return attend
 
@@ -79,8 +79,8 @@ def window_by_column(right: Any) -> Any:
     """Keys behind the chunk's first column forgotten beyond a window that begins there."""
 
     def attend(self: Any, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, scale: float, *sight: Any) -> Tensor:
-        window, num_slots = sight
-        return right(self, q, k, v, positions, scale, window and min(window, q.shape[1]), num_slots)
+        window, *rest = sight
+        return right(self, q, k, v, positions, scale, window and min(window, q.shape[1]), *rest)
 
     return attend
 

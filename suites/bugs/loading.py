@@ -153,14 +153,14 @@ BUGS = (
     bug(
         "vocabulary map unchecked",
         "verl-SpeCo 67",
-        "suites.catalog.check_vocab_map",
+        "suites.joining.check_vocab_map",
         lambda _: lambda *_: [],
         f"{BAD}::test_a_damaged_draft_is_refused_in_words",
     ),
     bug(
         "a draft of another target joins",
         "vLLM #18906",
-        "suites.catalog._check_join",
+        "suites.joining.check_join",
         lambda _: lambda *_: None,
         f"{BAD}::test_a_draft_that_does_not_fit_its_target",
     ),

@@ -52,9 +52,9 @@ def bonus_one_early(right: Any) -> Any:
 def settle_rejected(right: Any) -> Any:
     """The draft reads the token that was rejected, not the one that took its place."""
 
-    def settle(self: Any, out: Any, drafted: Tensor, accepted: Tensor, following: Tensor) -> Any:
+    def settle(self: Any, out: Any, root: Tensor, drafted: Tensor, accepted: Tensor, following: Tensor) -> Any:
         wrong = torch.cat([drafted, following[:, None]], 1).gather(1, accepted[:, None])[:, 0]
-        return right(self, out, drafted, accepted, wrong)
+        return right(self, out, root, drafted, accepted, wrong)
 
     return settle
 
@@ -62,10 +62,10 @@ def settle_rejected(right: Any) -> Any:
 def late_positions(right: Any) -> Any:
     """Draft steps sit one position too far on."""
 
-    def propose(self: Any, *states: Tensor) -> Any:
+    def propose(self: Any, first: Any) -> Any:
         self.lengths = self.lengths + 1
         try:
-            return right(self, *states)
+            return right(self, first)
         finally:
             self.lengths = self.lengths - 1
 
@@ -159,7 +159,7 @@ BUGS = (
     bug("bonus token one row early", "vLLM list, 70", f"{LOOP}.verify_greedy", bonus_one_early, LOSSLESS),
     bug("the draft reads the rejected token", "vLLM #14649", f"{LOOP}.Chain.settle", settle_rejected, READS),
     bug("draft position one late", "SGLang list, M23", f"{LOOP}.Chain.propose", late_positions, FEEDBACK),
-    bug("last column of a ragged batch", "SGLang #27846", f"{LOOP}._row", last_column, READS),
+    bug("last column of a ragged batch", "SGLang #27846", "reference.drafting.row", last_column, READS),
     bug(
         "end token only at the end of a step",
         "SGLang 6.5",

@@ -16,9 +16,10 @@ from harness.pairs import Pair
 from harness.runner import Exit
 from optimized.ops.table import choose
 from optimized.parallel import ShardError, SingleRank
+from optimized.shell import Shell
 from suites.catalog import PAIRS, TARGET_TYPES
 from suites.commands.desk import Answer, Desk
-from suites.shells import count_parameters, without_memory
+from suites.shells import count_parameters, towers_of, without_memory
 
 RANKS = (1, 2, 4, 8)
 GIB = 2**30
@@ -45,6 +46,8 @@ def held(pair: Pair, config: Any, ranks: int) -> int | None:
         twin = pair.optimized(config, choose("cpu"), FirstOf(ranks), torch.bfloat16, "meta")
     except ShardError:
         return None
+    if isinstance(twin, Shell):
+        twin.take(towers_of(pair, config).to(torch.bfloat16))
     return sum(piece.into.nbytes for part in twin.parts for piece in part.pieces.values())
 
 

@@ -16,7 +16,7 @@ def pairs(desk: Desk) -> Answer:
     from suites.catalog import PAIRS
 
     rows = [
-        {"name": pair.name, "kind": pair.kind, "model": pair.model, "covers": list(pair.covers)}
+        {"name": pair.name, "kind": pair.kind, "model": pair.model, "covers": list(pair.covers), "note": pair.note}
         for pair in PAIRS.values()
     ]
     return _told(desk, "pairs", rows)

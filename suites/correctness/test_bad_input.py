@@ -91,7 +91,7 @@ CONFIGS = (
     Case("rope type", config(rope_parameters={"rope_type": "spiral"}), ("rope_type", "'spiral'", "yarn")),
     Case("rope number", config(rope_parameters={"rope_theta": 1e4, "twist": 2}), ("twist", "rope")),
     Case(
-        "no model type", config(model_type=None, architectures=None, draft_vocab_size=None), ("model_type", "EAGLE-3")
+        "no model type", config(model_type=None, architectures=None, draft_vocab_size=None), ("model_type", "Eagle3")
     ),
     Case("eagle_config a list", write_key("eagle_config", [1]), ("'eagle_config'", "mapping")),
     Case("layers a word", config(num_hidden_layers="two"), ("'num_hidden_layers'", "'two'")),
@@ -200,11 +200,6 @@ def test_a_path_that_is_no_folder(tmp_path: Path, target: OpenTarget) -> None:
 def test_a_draft_without_the_target_that_it_needs(draft_folder: Path) -> None:
     with pytest.raises(MissingTarget, match="target="):
         open_draft(draft_folder)
-
-
-def test_a_target_is_no_draft(target_folder: Path, target: OpenTarget) -> None:
-    with pytest.raises(CheckpointError, match="EAGLE-3"):
-        open_draft(target_folder, target)
 
 
 @pytest.mark.parametrize(

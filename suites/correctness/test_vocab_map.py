@@ -99,10 +99,10 @@ def propose(draft: OpenDraft, target: OpenTarget, temperature: float, seed: int)
     """Six proposals after three prompts, and the chances they were drawn with."""
     tokens, lengths = random_tokens(VOCAB, 3, 5, seed), torch.tensor([5, 2, 4])
     chain = Chain(target.module, draft.module, draft.capture_points, 6, temperature, seed, torch.arange(3))
-    chain.target_cache, chain.draft_cache = target.module.new_cache(3, 16), draft.module.new_cache(3, 16)
-    _, logits, feedback = chain.prefill(tokens, lengths)
+    chain.open(3, 16)
+    _, first = chain.prefill(tokens, lengths)
 
-    return chain.propose(logits, feedback)
+    return chain.propose(first)
 
 
 @given(drawn=SMALL, seed=st.integers(0, 99))

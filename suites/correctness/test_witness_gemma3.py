@@ -224,7 +224,9 @@ def test_images_and_placeholders_must_match() -> None:
     with folders(PINNED_MULTIMODAL) as (path, _):
         target = open_target(path)
 
-    with pytest.raises(ValueError, match=r"27 image placeholders \(id 330\), but 2 images of 9 tokens"):
+    with pytest.raises(
+        ValueError, match=r"27 placeholders of images \(id 330, 9 tokens an image\), but features fill 18"
+    ):
         target(prompt.tokens, pixel_values=prompt.inputs()["pixel_values"][:2])
 
 

@@ -156,7 +156,7 @@ def test_the_head_is_tied_where_the_outer_config_says_so(tmp_path: Path) -> None
 
 PROMPT = Prompt(PINNED_KIMI.config, MOVING, 0)
 MISFITS = {
-    "fewer pictures than placeholders": ({"image_grid_thw": torch.tensor([[1, 2, 6]])}, r"6 placeholders .* 3 tokens"),
+    "fewer pictures than placeholders": ({"image_grid_thw": torch.tensor([[1, 2, 6]])}, r"6 placeholders .* fill 3"),
     "a grid that squares do not fill": ({"image_grid_thw": torch.tensor([[1, 3, 8]])}, "squares of 2 by 2"),
     "patches that no grid has": ({"pixel_values": torch.zeros(23, 3, 2, 2)}, "do not fit 23 patches"),
     "more frames than waves": ({"image_grid_thw": torch.tensor([[6, 2, 2]])}, "6 frames; the tower reads 3"),

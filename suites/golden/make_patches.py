@@ -1,4 +1,4 @@
-"""Make the golden patches: what transformers' processors of Gemma 4 Unified make of pictures, clips and waveforms.
+"""Make the golden patches: what transformers' processors of Gemma 4, both kinds, make of pictures and clips.
 
 They need torchvision, which is no dependency of draftproof, so this script runs alone in an environment of its own and
 imports nothing of the project:
@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import Gemma4UnifiedAudioFeatureExtractor
+from transformers.models.gemma4.image_processing_gemma4 import Gemma4ImageProcessor
+from transformers.models.gemma4.video_processing_gemma4 import Gemma4VideoProcessor
 from transformers.models.gemma4_unified.image_processing_gemma4_unified import Gemma4UnifiedImageProcessor
 from transformers.models.gemma4_unified.video_processing_gemma4_unified import Gemma4UnifiedVideoProcessor
 
@@ -47,6 +49,13 @@ def make(out: Path) -> None:
     tensors |= {name: images[name] for name in ("pixel_values", "image_position_ids")}
     tensors |= {name: videos[name] for name in ("pixel_values_videos", "video_position_ids")}
     tensors |= {name: sounds[name] for name in ("input_features", "input_features_mask")}
+    # with an encoder; the first picture and the clip as bytes, which is all that is compared of them
+    images = Gemma4ImageProcessor(**SMALL)([Image.fromarray(p) for p in pictures], return_tensors="pt")
+    videos = Gemma4VideoProcessor(**SMALL, num_frames=READ)([clip], video_metadata=metadata, return_tensors="pt")
+    tensors["towers.image_position_ids"] = images["image_position_ids"].short()
+    tensors["towers.video_position_ids"] = videos["video_position_ids"].short()
+    tensors["towers.picture"] = (images["pixel_values"][0] * 255).round().to(torch.uint8)
+    tensors["towers.clip"] = (videos["pixel_values_videos"] * 255).round().to(torch.uint8)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out)
 
 

@@ -44,6 +44,7 @@ WIDE = {"Q_HEADS": 32, "KV_HEADS": 4, "WIDTH": 512, "CHUNK": 256, "BLOCK_M": 16,
 LLAMA_NORM = {"CAST_FIRST": True, "PLUS_ONE": False, "BLOCK": 4096}
 TURN = {"NORM_Q": True, "NORM_K": True, "NORM_V": False, "PLUS_ONE": False, "K_EQ_V": False, "HEADS": 8}
 LATENT = {"Q_HEADS": 128, "RANK": 512, "ROPE": 64, "BLOCK_R": 512, "BLOCK_D": 64}
+NO_TREE = {"tree_first": None, "words": None, "HAS_TREE": False}
 LATENT_CHUNKS = {"CHUNK": 128, "BLOCK_M": 32, "BLOCK_S": 32, "STAGES": 2}
 EXPERT = {"BLOCK_N": 16, "BLOCK_K": 256, "STAGES": 3, "WHOLE": True}
 GROUPS = {"GROUPS": 8, "SIZE": 32, "TOP_GROUPS": 4, "BLOCK_G": 8, "BLOCK_E": 32, "BLOCK_P": 8}
@@ -80,11 +81,36 @@ VARIANTS = {
         "bLLbLbbbbb iif",
         {**TURN, "Q_HEADS": 32, "KV_HEADS": 4, "WIDTH": 512, "K_EQ_V": True, "NORM_V": True, "BLOCK": 512},
     ),
-    "attend": Variant("attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": True, **HEADS, **CHUNKS}),
-    "attend, heads of 512": Variant(
-        "attention", "attend_chunk_kernel", "bbbLfff siii", {"HAS_WINDOW": False, **WIDE, "STAGES": 2}
+    "attend": Variant(
+        "attention",
+        "attend_chunk_kernel",
+        "bbbLfff siiii",
+        {"ends": None, "HAS_ENDS": False, **NO_TREE, "HAS_WINDOW": True, **HEADS, **CHUNKS},
     ),
-    "attend, latents": Variant("latent", "attend_latent_kernel", "bbbLfff sii", {**LATENT, **LATENT_CHUNKS}, 8),
+    "attend, images": Variant(
+        "attention",
+        "attend_chunk_kernel",
+        "bbbLLfff siiii",
+        {"HAS_ENDS": True, **NO_TREE, "HAS_WINDOW": True, **HEADS, **CHUNKS},
+    ),
+    "attend, trees": Variant(
+        "attention",
+        "attend_chunk_kernel",
+        "bbbLLLfff siiii",
+        {"ends": None, "HAS_ENDS": False, "HAS_TREE": True, "HAS_WINDOW": True, **HEADS, **CHUNKS},
+    ),
+    "attend, heads of 512": Variant(
+        "attention",
+        "attend_chunk_kernel",
+        "bbbLfff siiii",
+        {"ends": None, "HAS_ENDS": False, **NO_TREE, "HAS_WINDOW": False, **WIDE, "STAGES": 2},
+    ),
+    "attend, latents": Variant(
+        "latent", "attend_latent_kernel", "bbbLfff siii", {**NO_TREE, **LATENT, **LATENT_CHUNKS}, 8
+    ),
+    "attend, latents of trees": Variant(
+        "latent", "attend_latent_kernel", "bbbLLLfff siii", {"HAS_TREE": True, **LATENT, **LATENT_CHUNKS}, 8
+    ),
     "latent write": Variant(
         "latent", "latent_write_kernel", "bbLLbLb iiif", {"RANK": 512, "ROPE": 64, "BLOCK_R": 512, "BLOCK_D": 64}
     ),
@@ -101,6 +127,7 @@ VARIANTS = {
     "argmax": Variant("head", "argmax_kernel", "bL i", {"BLOCK": 4096}),
     "embed": Variant("moves", "embed_kernel", "Lbb iiif", {"SCALED": True, "BLOCK": 1024}),
     "gather": Variant("moves", "gather_rows_kernel", "bLb ii", {"BLOCK": 1024}),
+    "compact": Variant("moves", "compact_kernel", "bLL ii", {"NUM_MOVED": 6, "BLOCK_P": 8, "BLOCK": 1024}),
     "accept": Variant("moves", "accept_greedy_kernel", "LLL i", {"BLOCK": 4}),
 }
 TYPES = {"b": "*bf16", "f": "*fp32", "I": "*i32", "L": "*i64", "i": "i32", "s": "fp32"}

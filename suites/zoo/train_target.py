@@ -1,59 +1,57 @@
-"""Train the zoo's target: a small Llama over the corpus, saved as a published checkpoint is.
+"""Train a target of the zoo over the corpus and save it as a published checkpoint is.
 
-transformers' own LlamaForCausalLM is trained here, so the weights were never touched by the
-reference page that will be judged on them.
+transformers' own classes are trained here, so the weights were never touched by the reference
+pages that will be judged on them.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from suites.zoo.corpus import END
+from suites.zoo.muon import Muon
+
+BALANCE_RATE = 1e-3
+"""step of a router's correction bias towards experts that got less than their share, DeepSeek-V3's rule"""
 
 
 @dataclass(frozen=True)
 class TargetRecipe:
-    """Every number that the target depends on besides the corpus."""
+    """Every number that a target depends on besides the corpus."""
 
+    model_type: str
+    architecture: dict[str, Any] = field(hash=False)
+    """keys of the published config; what every target of the zoo shares is filled in"""
     vocab: int = 1024
-    hidden: int = 192
-    intermediate: int = 256
-    layers: int = 8
-    heads: int = 4
-    kv_heads: int = 2
-    head_dim: int = 32
     positions: int = 512
-    steps: int = 1400
+    steps: int = 900
     tokens_a_step: int = 4096
-    learning_rate: float = 4e-3
-    warmup: int = 60
+    learning_rate: float = 3e-3
+    """of Adam: all parameters, or with `muon_rate` the tables and vectors alone"""
+    muon_rate: float | None = 0.02
+    """of Muon, for the matrices between the tables; None trains everything with Adam"""
+    warmup: int = 40
     weight_decay: float = 0.1
     seed: int = 0
 
-    def config(self) -> LlamaConfig:
+    def config(self) -> PreTrainedConfig:
         """The published form of the architecture."""
-        return LlamaConfig(
-            vocab_size=self.vocab,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            max_position_embeddings=self.positions,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=None,
-        )
+        shared = {
+            "vocab_size": self.vocab,
+            "max_position_embeddings": self.positions,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": None,
+        }
+        return AutoConfig.for_model(self.model_type, **{**shared, **self.architecture})
 
 
 def learning_rate_share(step: int, steps: int, warmup: int) -> float:
@@ -76,35 +74,79 @@ def windows(stream: Tensor, recipe: TargetRecipe) -> Iterator[Tensor]:
         step += 1
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices, none on norms."""
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() != 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def fit_target(stream: Tensor, recipe: TargetRecipe, report: Callable[[int, float], None]) -> LlamaForCausalLM:
+class Descent:
+    """The optimizers of one model on one schedule."""
+
+    def __init__(self, model: nn.Module, rates: tuple[float, float | None], weight_decay: float) -> None:
+        """rates: Adam's, and Muon's for the matrices that are no table, head or router (None: Adam has them all)."""
+        adam_rate, muon_rate = rates
+        self.model = model
+        tables = ("embed", "lm_head", "gate.weight")
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        inner = [p for name, p in trained if p.dim() > 1 and not any(table in name for table in tables)]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if muon_rate is None:
+            groups = parameter_groups(model, weight_decay)
+        else:
+            self.optimizers.append(Muon(inner, muon_rate, decay=weight_decay))
+            chosen = {id(p) for p in inner}
+            rest = [p for _, p in trained if id(p) not in chosen]
+            groups = [{"params": rest, "weight_decay": 0.0}]
+        self.optimizers.append(torch.optim.AdamW(groups, lr=adam_rate, betas=(0.9, 0.95), fused=True))
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+    def step(self, loss: Tensor, share: float) -> None:
+        """One step down at `share` of the learning rates."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * share
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+class Balance:
+    """Moves the correction bias of every router that has one, by how many tokens its experts got in a step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.loads: dict[nn.Module, Tensor] = {}
+        for module in model.modules():
+            if hasattr(module, "e_score_correction_bias"):
+                module.register_forward_hook(self.count)
+
+    def count(self, router: nn.Module, _: Sequence[Any], out: Sequence[Tensor]) -> None:
+        self.loads[router] = torch.bincount(out[-1].flatten(), minlength=len(router.e_score_correction_bias)).float()
+
+    def step(self) -> None:
+        """Experts below the mean load become likelier."""
+        for router, load in self.loads.items():
+            router.e_score_correction_bias += BALANCE_RATE * (load.mean() - load).sign()
+
+
+def fit_target(stream: Tensor, recipe: TargetRecipe, report: Callable[[int, float], None]) -> PreTrainedModel:
     """Train from scratch; `report(step, loss)` is called after every step.
 
     stream  [n]
     """
     torch.manual_seed(recipe.seed)
-    model = LlamaForCausalLM(recipe.config())
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True
-    )
-    batches = windows(stream, recipe)
+    model = AutoModelForCausalLM.from_config(recipe.config())
+    descent = Descent(model, (recipe.learning_rate, recipe.muon_rate), recipe.weight_decay)
+    balance, batches = Balance(model), windows(stream, recipe)
     for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * learning_rate_share(step, recipe.steps, recipe.warmup)
         batch = next(batches)
         with torch.autocast("cpu", torch.bfloat16):
             logits = model(batch[:, :-1], use_cache=False).logits
         loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descent.step(loss, learning_rate_share(step, recipe.steps, recipe.warmup))
+        balance.step()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the target's loss is {loss.item()} at step {step}")
         report(step, loss.item())
@@ -112,7 +154,7 @@ def fit_target(stream: Tensor, recipe: TargetRecipe, report: Callable[[int, floa
 
 
 @torch.no_grad()
-def held_out_loss(model: LlamaForCausalLM, stream: Tensor, width: int = 256) -> float:
+def held_out_loss(model: PreTrainedModel, stream: Tensor, width: int = 256) -> float:
     """Cross entropy per token over whole windows of held-out text.
 
     stream  [n]
@@ -126,7 +168,7 @@ def held_out_loss(model: LlamaForCausalLM, stream: Tensor, width: int = 256) -> 
     return torch.cat(losses).mean().item()
 
 
-def save_target(model: LlamaForCausalLM, tokenizer: Tokenizer, folder: Path) -> None:
+def save_target(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config.json, model.safetensors (bf16), tokenizer.json, tokenizer_config.json, generation_config.json."""
     model.to(torch.bfloat16).save_pretrained(folder)
     PreTrainedTokenizerFast(

@@ -9,19 +9,32 @@ import triton.language as tl
 
 
 @triton.jit
+def along_line(seen, live, word, node):
+    """seen [M, S], live [S], word [M], node [S]: slots below a tree as they are, its nodes by a row's word"""
+    bit = (word[:, None] >> tl.minimum(tl.maximum(node, 0), 63)[None, :]) & 1
+    return live[None, :] & tl.where((node < 0)[None, :], seen, bit == 1)
+
+
+@triton.jit
 def attend_chunk_kernel(
     q,
     k_cache,
     v_cache,
     positions,
+    ends,
+    tree_first,
+    words,
     partial,
     tops,
     totals,
     scale,
     num_queries,
     num_slots,
+    num_nodes,
     window,
     HAS_WINDOW: tl.constexpr,
+    HAS_ENDS: tl.constexpr,
+    HAS_TREE: tl.constexpr,
     Q_HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -31,9 +44,9 @@ def attend_chunk_kernel(
     BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """q [B, T, N, D], caches [B, S, G, D], positions [B, T]; partial [B*T*N, chunks, D], tops, totals [B*T*N, chunks]
+    """q [B, T, N, D], caches [B, S, G, D], positions, ends [B, T]; partial [M*N, chunks, D], tops, totals [M*N, chunks]
 
-    A tile's rows are (query, head of the group): the heads that share a key read it once.
+    A tile's rows are (query, head of the group): the heads that share a key read it once. tree_first [B], words [B, T]
     """
     GROUP: tl.constexpr = Q_HEADS // KV_HEADS
     chunk = tl.program_id(0)
@@ -46,10 +59,18 @@ def attend_chunk_kernel(
     wide = d < WIDTH
 
     position = tl.load(positions + batch * num_queries + query, mask=real, other=-1)
+    last = position
+    if HAS_ENDS:
+        last = tl.load(ends + batch * num_queries + query, mask=real, other=-1)
     q_row = (batch * num_queries + query) * Q_HEADS + kv_head * GROUP + row % GROUP
     x = tl.load(q + q_row[:, None] * WIDTH + d[None, :], mask=real[:, None] & wide[None, :], other=0.0)
     begin = chunk * CHUNK
-    end = tl.minimum(tl.minimum(begin + CHUNK, num_slots), tl.max(position, 0).to(tl.int32) + 1)
+    end = tl.max(last, 0).to(tl.int32) + 1
+    if HAS_TREE:
+        root = tl.load(tree_first + batch).to(tl.int32)
+        word = tl.load(words + batch * num_queries + query, mask=real, other=0)
+        end = root + num_nodes
+    end = tl.minimum(tl.minimum(begin + CHUNK, num_slots), end)
     if HAS_WINDOW:
         first = tl.min(tl.where(real, position, num_slots), 0).to(tl.int32) - window + 1
         # whole steps, so that steps begin at the same slots for every query
@@ -64,9 +85,11 @@ def attend_chunk_kernel(
         at = ((batch * num_slots + slot) * KV_HEADS + kv_head) * WIDTH
         k = tl.load(k_cache + at[None, :] + d[:, None], mask=live[None, :] & wide[:, None], other=0.0)
         score = tl.dot(x, k, input_precision="ieee") * scale
-        seen = live[None, :] & (slot[None, :] <= position[:, None])
+        seen = live[None, :] & (slot[None, :] <= last[:, None])
         if HAS_WINDOW:
             seen = seen & (slot[None, :] > position[:, None] - window)
+        if HAS_TREE:
+            seen = along_line(seen, live, word, slot - root)
         score = tl.where(seen, score, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
         # a row that has seen nothing yet must not subtract infinities

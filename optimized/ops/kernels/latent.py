@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from optimized.ops.kernels.attention import along_line
+
 
 @triton.jit
 def latent_write_kernel(
@@ -58,12 +60,16 @@ def attend_latent_kernel(
     q_rope,
     cache,
     positions,
+    tree_first,
+    words,
     partial,
     tops,
     totals,
     scale,
     num_queries,
     num_slots,
+    num_nodes,
+    HAS_TREE: tl.constexpr,
     Q_HEADS: tl.constexpr,
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
@@ -76,7 +82,7 @@ def attend_latent_kernel(
 ):
     """q_latent [B, T, N, R], q_rope [B, T, N, Dr], cache [B, S, R+Dr], positions [B, T]; partial [B*T*N, chunks, R]
 
-    A tile's rows are (query, head): all heads read the same slot. Chunks and their merge: `attend_chunk_kernel`.
+    A tile's rows are (query, head): all heads read the same slot. Chunks, their merge and trees: `attend_chunk_kernel`.
     """
     chunk = tl.program_id(0)
     batch = tl.program_id(2).to(tl.int64)
@@ -93,7 +99,12 @@ def attend_latent_kernel(
     rope_wide = real[:, None] & (d < ROPE)[None, :]
     x_rope = tl.load(q_rope + q_row[:, None] * ROPE + d[None, :], mask=rope_wide, other=0.0)
     begin = chunk * CHUNK
-    end = tl.minimum(tl.minimum(begin + CHUNK, num_slots), tl.max(position, 0).to(tl.int32) + 1)
+    end = tl.max(position, 0).to(tl.int32) + 1
+    if HAS_TREE:
+        root = tl.load(tree_first + batch).to(tl.int32)
+        word = tl.load(words + batch * num_queries + query, mask=real, other=0)
+        end = root + num_nodes
+    end = tl.minimum(tl.minimum(begin + CHUNK, num_slots), end)
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -108,6 +119,8 @@ def attend_latent_kernel(
         score = tl.dot(x, tl.trans(c), input_precision="ieee")
         score = tl.dot(x_rope, k_rope, score, input_precision="ieee") * scale
         seen = live[None, :] & (slot[None, :] <= position[:, None])
+        if HAS_TREE:
+            seen = along_line(seen, live, word, slot - root)
         score = tl.where(seen, score, float("-inf"))
         new_top = tl.maximum(top, tl.max(score, 1))
         # a row that has seen nothing yet must not subtract infinities

@@ -29,6 +29,24 @@ def gather_rows_kernel(x, index, y, num_rows, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def compact_kernel(
+    x, first, path, num_rows, width, NUM_MOVED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+):
+    """x [B, S, C], first [B], path [B, P]; num_rows = S. A program moves its columns of the whole path: it has read all
+    before it writes, and nobody else touches them.
+    """
+    batch = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    place = tl.arange(0, BLOCK_P)
+    moved = place < NUM_MOVED
+    inside = moved[:, None] & (column < width)[None, :]
+    begin = batch * num_rows + tl.load(first + batch)
+    source = begin + tl.load(path + batch * NUM_MOVED + place, mask=moved, other=0)
+    rows = tl.load(x + source[:, None] * width + column[None, :], mask=inside)
+    tl.store(x + (begin + place)[:, None] * width + column[None, :], rows, mask=inside)
+
+
+@triton.jit
 def accept_greedy_kernel(drafted, chosen, accepted, num_drafted, BLOCK: tl.constexpr):
     """drafted [B, K], chosen [B, K+1], accepted [B]"""
     batch = tl.program_id(0).to(tl.int64)

@@ -1,0 +1,131 @@
+"""The ways of drafting of `reference/drafting.py` over the static buffers of a generation.
+
+A way is made once for a state and makes its draft's cache. `prefill` reads a chunk of the prompts; a cycle calls
+`start`, which reads what the last verify settled, and `next` for each further draft. Nothing is read back.
+Letters: reference/README.md.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from optimized.state import PADDING, State
+
+
+class Chunk(NamedTuple):
+    """Some columns of the prompts and what the target made of them; position -1 is padding."""
+
+    tokens: Tensor
+    """[B, T]"""
+    positions: Tensor
+    """[B, T]"""
+    following: Tensor
+    """[B, T']  the next prompt token; T' is T, or one less in the last chunk"""
+    known: Tensor
+    """[B, T']  positions whose next prompt token is known: all of a row but its last"""
+    aux: Tensor
+    """[B, T, A, H]"""
+    hidden: Tensor
+    """[B, T, H]"""
+
+
+class States(NamedTuple):
+    """What a draft reads of its target."""
+
+    aux: Tensor
+    hidden: Tensor
+
+
+class Recurrent:
+    """EAGLE-3 and next-token modules: state of p and token x_{p+1} together, at position p."""
+
+    lag = 1
+    """how far the draft's keys stay behind the target's"""
+
+    def __init__(self, draft: Any, target: Any, state: State) -> None:
+        self.draft, self.state = draft, state
+        self.cache = state.keep(draft.new_cache(state.plan.batch, state.plan.num_slots), self.lag)
+
+    def prefill(self, chunk: Chunk, num_slots: int | None) -> None:
+        """Read the positions whose next token is known; the last one, whose next token is the root, is left."""
+        width = chunk.following.shape[1]
+        if width:
+            read = self.draft.read(States(chunk.aux[:, :width], chunk.hidden[:, :width]))
+            self.draft.states(chunk.following, read, chunk.known, self.cache, num_slots)
+
+    def start(self, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """The draft's first step.
+
+        ->  [B, J, H], [B, H]  what the head reads, feedback; J = 1, or K for a way that drafts all tokens at once
+        """
+        state, gather = self.state, self.draft.at.ops.gather_rows
+        positions = state.settled_positions()
+        top, feedback = self.draft.states(state.settled, self.draft.read(state), positions, self.cache, num_slots)
+        return gather(top, state.accepted)[:, None], gather(feedback, state.accepted)
+
+    def next(self, token: Tensor, feedback: Tensor, k: int, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """Draft step k = 2 .. K.
+
+        token     [B]     d_{k-1}
+        feedback  [B, H]  of step k - 1
+        ->        [B, H], [B, H]
+        """
+        # the token of step k - 1 follows position n + k - 2, whose slot the new step takes
+        place = (self.state.lengths + (k - 2))[:, None]
+        top, feedback = self.draft.states(token[:, None], feedback[:, None], place, self.cache, num_slots)
+        return top[:, 0], feedback[:, 0]
+
+
+class Standalone:
+    """A small model of its own, which reads tokens and nothing of the target."""
+
+    lag = 0
+
+    def __init__(self, draft: Any, target: Any, state: State) -> None:
+        self.draft, self.state = draft, state
+        self.cache = state.keep(draft.new_cache(state.plan.batch, state.plan.num_slots), self.lag)
+
+    def prefill(self, chunk: Chunk, num_slots: int | None) -> None:
+        """Read the prompts as the target does."""
+        self.draft.states(chunk.tokens, chunk.hidden, chunk.positions, self.cache, num_slots)
+
+    def start(self, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """As `Recurrent.start`: the settled tokens, each at its own position."""
+        state, gather = self.state, self.draft.at.ops.gather_rows
+        positions = state.settled_positions()
+        positions = torch.where(positions == PADDING, PADDING, positions + 1)
+        top, feedback = self.draft.states(state.settled, state.hidden, positions, self.cache, num_slots)
+        return gather(top, state.accepted)[:, None], gather(feedback, state.accepted)
+
+    def next(self, token: Tensor, feedback: Tensor, k: int, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """As `Recurrent.next`."""
+        place = (self.state.lengths + (k - 1))[:, None]
+        top, feedback = self.draft.states(token[:, None], feedback[:, None], place, self.cache, num_slots)
+        return top[:, 0], feedback[:, 0]
+
+
+class FrozenKeys:
+    """Gemma 4 assistants: queries alone, which see the target's keys 0 .. n-1 from position n - 1 at every step."""
+
+    def __init__(self, draft: Any, target: Any, state: State) -> None:
+        self.draft, self.state = draft, state
+
+    def prefill(self, chunk: Chunk, num_slots: int | None) -> None:
+        """Nothing: the target's keys are all there is."""
+
+    def start(self, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """As `Recurrent.start`; only the root and the last state that stands are read."""
+        state = self.state
+        hidden = self.draft.at.ops.gather_rows(self.draft.read(state), state.accepted)
+        top, feedback = self._step(state.root, hidden, num_slots)
+        return top[:, None], feedback
+
+    def next(self, token: Tensor, feedback: Tensor, k: int, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """As `Recurrent.next`; the position stands still."""
+        return self._step(token, feedback, num_slots)
+
+    def _step(self, token: Tensor, hidden: Tensor, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        place = (self.state.lengths - 1)[:, None]
+        top, feedback = self.draft.states(token[:, None], hidden[:, None], place, self.state.target_cache, num_slots)
+        return top[:, 0], feedback[:, 0]

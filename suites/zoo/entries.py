@@ -1,0 +1,102 @@
+"""What the zoo holds: one entry a target, one entry a pair. A recipe is every number; the rest is `train_*.py`."""
+
+from suites.zoo.train_target import TargetRecipe
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+HYBRID = [SLIDING, SLIDING, SLIDING, FULL] * 2
+
+TARGETS = {
+    "llama": TargetRecipe(
+        "llama",
+        {
+            "hidden_size": 192,
+            "intermediate_size": 256,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": False,
+        },
+        steps=1400,
+        learning_rate=4e-3,
+        muon_rate=None,
+        warmup=60,
+    ),
+    "gemma3": TargetRecipe(
+        "gemma3_text",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 288,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 64,
+            "layer_types": HYBRID,
+        },
+    ),
+    "gemma4": TargetRecipe(
+        "gemma4_text",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 288,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "global_head_dim": 64,
+            "attention_k_eq_v": True,
+            "sliding_window": 64,
+            "layer_types": HYBRID,
+            "final_logit_softcapping": 30.0,
+            "hidden_size_per_layer_input": 0,
+            "vocab_size_per_layer_input": 1024,
+        },
+    ),
+    "deepseek": TargetRecipe(
+        "deepseek_v3",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 32,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "kv_lora_rank": 48,
+            "qk_nope_head_dim": 24,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 32,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
+            "first_k_dense_replace": 1,
+            "num_nextn_predict_layers": 0,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen3_moe": TargetRecipe(
+        "qwen3_moe",
+        {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "moe_intermediate_size": 40,
+            "num_hidden_layers": 7,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
