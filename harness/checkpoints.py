@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from harness.scales import BlockScales, ScaleError, match_scales, read_scales
+
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 MAX_HEADER = 100_000_000
 """bytes; the limit of the safetensors format itself"""
@@ -66,10 +68,19 @@ class Checkpoint:
 
     path: Path
     config: dict[str, Any]
+    """without how its weights are packed"""
     headers: Mapping[str, Header]
+    blocks: BlockScales | None = None
+    scales: Mapping[str, str] = field(default_factory=dict)
+    """weight in eight bits -> the tensor that scales it"""
 
     def read(self, name: str) -> Tensor:
-        """The data of one tensor, on the CPU, in its dtype on disk."""
+        """The data of one tensor, on the CPU, in its dtype on disk; float32 where eight bits are scaled."""
+        if self.blocks is not None and name in self.scales:
+            return self.blocks.expand(self._read(name), self._read(self.scales[name]))
+        return self._read(name)
+
+    def _read(self, name: str) -> Tensor:
         header = self.headers[name]
         try:
             with safe_open(header.file, framework="pt") as file:
@@ -86,7 +97,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     errors: CheckpointError when anything is missing, cut short, malformed or points outside the folder
     """
     folder = _folder(path)
-    return Checkpoint(folder, read_json(folder / CONFIG), read_headers(folder))
+    config, headers = read_json(folder / CONFIG), read_headers(folder)
+    try:
+        blocks, config = read_scales(config, folder / CONFIG)
+        return Checkpoint(folder, config, headers, blocks, match_scales(blocks, headers))
+    except ScaleError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -224,7 +240,7 @@ class Entry:
     parameter: str
     """our name; "" when nothing was written"""
     status: str
-    """loaded, checked, shared, derived or ignored"""
+    """loaded, applied, checked, shared, derived or ignored"""
     reason: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = ""
@@ -242,8 +258,8 @@ class Ledger:
         return sum(entry.status == status for entry in self.entries)
 
     def __str__(self) -> str:
-        parts = [f"{self.count(s)} {s}" for s in ("loaded", "shared", "derived", "checked", "ignored") if self.count(s)]
-        return f"{self.path}: " + ", ".join(parts)
+        words = ("loaded", "applied", "shared", "derived", "checked", "ignored")
+        return f"{self.path}: " + ", ".join(f"{self.count(word)} {word}" for word in words if self.count(word))
 
 
 @dataclass(frozen=True)
@@ -276,7 +292,10 @@ def plan(
     excuses = (*ignore, *NOT_WEIGHTS)
     source: dict[str, str] = {}
     ignored: dict[str, str] = {}
+    scales = set(checkpoint.scales.values())
     for tensor, header in checkpoint.headers.items():
+        if tensor in scales:
+            continue
         ours = rename(tensor, names)
         reason = next((why for pattern, why in excuses if fnmatchcase(ours, pattern)), None)
         if ours not in wanted and reason is not None:
@@ -304,15 +323,21 @@ def plan(
 
 
 def load(todo: Plan, write: Callable[[str, Tensor], None]) -> Ledger:
-    """Carry out a plan: hand each tensor, in full and in its dtype on disk, to `write(our name, tensor)` once."""
+    """Carry out a plan: hand each tensor, in full and as it is read, to `write(our name, tensor)` once."""
     ledger = Ledger(todo.checkpoint.path)
+
+    def note(tensor: str, parameter: str, status: str, reason: str = "") -> None:
+        header = todo.checkpoint.headers[tensor]
+        ledger.entries.append(Entry(tensor, parameter, status, reason, header.shape, str(header.dtype)))
+
     for ours, tensor in todo.source.items():
         write(ours, todo.checkpoint.read(tensor))
-        header = todo.checkpoint.headers[tensor]
-        ledger.entries.append(Entry(tensor, ours, "loaded", "", header.shape, str(header.dtype)))
+        note(tensor, ours, "loaded")
     for tensor, reason in todo.ignored.items():
-        header = todo.checkpoint.headers[tensor]
-        ledger.entries.append(Entry(tensor, "", "ignored", reason, header.shape, str(header.dtype)))
+        note(tensor, "", "ignored", reason)
+    for weight, scale in todo.checkpoint.scales.items():
+        ignored = todo.ignored.get(weight)
+        note(scale, "", "ignored" if ignored else "applied", ignored or f"scales {weight}")
     return ledger
 
 

@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from harness.checkpoints import CheckpointError
 
@@ -86,6 +87,13 @@ def process(settings: Mapping[str, Any], given: Sequence[Any]) -> Mapping[str, A
     """Every tensor that a processor makes of pictures or waveforms, by name; in its form without torchvision."""
     name = settings.get("feature_extractor_type") or f"{settings['image_processor_type']}Pil"
     return getattr(transformers, name)(**settings)(list(given), return_tensors="pt")
+
+
+def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
+    """What transformers makes of eight bits with a scale for each block, where no block is cut short."""
+    made = Fp8Dequantize(None).convert({"weight$": weight, "weight_scale_inv": scale})["weight"]
+    assert isinstance(made, Tensor)
+    return made
 
 
 def _model_class(config: Any) -> Any:

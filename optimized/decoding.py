@@ -5,7 +5,8 @@ learns from the device once per replay how far every row has come, and nothing e
 Letters: reference/README.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,16 +14,16 @@ import torch
 from torch import Tensor
 
 from optimized.cycle import TARGET, Speculation, conditional, cycle, draw, probabilities
-from optimized.drafting import Chunk
 from optimized.graphs import Replay, bucket_for
-from optimized.state import PADDING, Plan, State, whole_tiles
+from optimized.muted import MutedDraft, MutedTarget
+from optimized.prompts import EngineError, read_prompts
+from optimized.state import Plan, State, whole_tiles
+from optimized.tree_cycle import TreePlan, TreeState
+from optimized.tree_cycle import cycle as tree_cycle
+from optimized.trees import check
 
 RESERVED_DRAFTS = 16
 """slots kept for drafts however few there are, so that the shape of a cache does not depend on their number"""
-
-
-class EngineError(ValueError):
-    """A generation that cannot be started."""
 
 
 class Generation(NamedTuple):
@@ -38,14 +39,14 @@ class Session:
     def __init__(self, models: Speculation, plan: Plan, cycles_per_read: int) -> None:
         target, draft = models.target, models.draft
         self.plan = plan
-        self.state = State(
-            plan, target.c.vocab, target.c.hidden, len(models.capture), target.at.dtype, target.at.device
-        )
+        size = (target.c.vocab, target.c.hidden, len(models.capture), target.at.dtype, target.at.device)
+        tree = isinstance(plan, TreePlan)
+        self.state = TreeState(plan, *size) if isinstance(plan, TreePlan) else State(plan, *size)
         self.state.target_cache = target.new_cache(plan.batch, plan.num_slots)
         way = draft.way(draft, target, self.state) if plan.num_draft_tokens else None
         self.models = models._replace(way=way)
         self.cycles_per_read = cycles_per_read
-        self.run = partial(cycle, self.models, self.state)
+        self.run = partial(tree_cycle if tree else cycle, self.models, self.state)
         # a state that nobody has started: all rows are silent, and what a run leaves in their slots is written over
         self.replay = Replay(self.run, target.at.device, cycles_per_read)
 
@@ -53,14 +54,20 @@ class Session:
 class Engine:
     """One rank's engine; ranks run the same calls, each with its own models.
 
-    capture   capture points that the draft reads
+    capture     capture points that the draft reads
+    suppressed  target ids that are never said
     """
 
-    def __init__(self, target: Any, draft: Any = None, capture: Sequence[int] = ()) -> None:
+    def __init__(
+        self, target: Any, draft: Any = None, capture: Sequence[int] = (), suppressed: Sequence[int] = ()
+    ) -> None:
         for model in (target, draft):
             missing = model.parameters_missing() if model is not None else []
             if missing:
                 raise EngineError(f"{type(model).__name__} has parameters that were never loaded: {', '.join(missing)}")
+        if suppressed:
+            target = MutedTarget(target, suppressed)
+            draft = None if draft is None else MutedDraft(draft, suppressed)
         self.target, self.draft, self.capture = target, draft, tuple(capture)
         self.session: Session | None = None
 
@@ -79,41 +86,56 @@ class Engine:
         num_slots: int | None = None,
         cycles_per_read: int = 1,
         forced_rates: Sequence[float] | None = None,
+        inputs: Mapping[str, Any] | None = None,
+        topk: int = 1,
+        num_steps: int | None = None,
     ) -> Generation:
         """Continue every prompt by `num_tokens` tokens; the draft changes how soon they come, not which they are.
 
         prompts           [B, T], or B one-dimensional tensors
-        num_draft_tokens  K; 0 is plain decoding and needs no draft
+        num_draft_tokens  K; 0 is plain decoding and needs no draft. Of a tree D, its nodes with the root
         sequence_ids      name the sequences for sampling; 0..B-1 when absent
         chunk_size        columns of the prompts read at a time; all when absent
         bucket            rows of the batch, padding included; the next of BUCKETS on CUDA, B elsewhere
         num_slots         positions of the caches; exact claims give one number to every call
         cycles_per_read   cycles in a row before the host looks
         forced_rates      [K] unconditional acceptance rates to keep to instead of to the target; for benchmarks alone
+        inputs            images, audio and video of the prompts, named as the target's `forward` names them
+        topk              of a tree: what each node of a beam offers; errors: TreeError for a tree that cannot be
+        num_steps         S, draft steps of a tree; D - 1 when absent. Neither is given: a chain
         """
         rows = list(prompts)
-        plan = self._plan(rows, num_tokens, num_draft_tokens, bucket, num_slots, temperature > 0, forced_rates)
+        wanted = Plan(0, 0, num_tokens, num_draft_tokens, temperature > 0, forced_rates is not None)
+        if num_draft_tokens and (topk > 1 or num_steps):
+            wanted = self._tree(wanted, topk, num_steps or num_draft_tokens - 1)
+        plan = self._plan(rows, wanted, bucket, num_slots, forced_rates)
         session = self._session(plan, cycles_per_read)
         names = list(range(len(rows))) if sequence_ids is None else list(sequence_ids)
         if len(names) != len(rows) or temperature < 0:
             raise EngineError(f"{len(names)} sequence_ids name {len(rows)} prompts at temperature {temperature}")
         rates = conditional(forced_rates or ())
         session.state.ask(num_tokens, eos_token_id, seed, names, temperature, rates)
-        self._prefill(session, rows, chunk_size)
+        self._prefill(session, rows, chunk_size, inputs or {})
         self._decode(session)
         return _read(session.state, len(rows), num_tokens, eos_token_id)
+
+    def _tree(self, wanted: Plan, topk: int, num_steps: int) -> TreePlan:
+        """The same with trees of as many nodes as there were drafts; errors: TreeError, EngineError."""
+        check(topk, num_steps, wanted.num_draft_tokens)
+        if wanted.forced or not hasattr(self.draft.way, "branch"):
+            raise EngineError("forced_rates and drafts that propose all tokens at once are for chains, not for trees")
+        return TreePlan(0, 0, wanted.capacity, num_steps, wanted.sampled, False, topk, wanted.num_draft_tokens)
 
     def _plan(
         self,
         rows: list[Tensor],
-        num_tokens: int,
-        num_drafts: int,
+        wanted: Plan,
         bucket: int | None,
         num_slots: int | None,
-        sampled: bool,
         rates: Sequence[float] | None,
     ) -> Plan:
-        """Which buffers a generation needs; errors: EngineError for what would be answered wrongly or not at all."""
+        """How large its buffers are; errors: EngineError for what would be answered wrongly or not at all."""
+        num_tokens, num_drafts = wanted.capacity, wanted.num_draft_tokens
         if not rows or min(len(row) for row in rows) < 1 or num_tokens < 1:
             raise EngineError("a generation needs a prompt, a token in every prompt and a token to say")
         if num_drafts and self.draft is None:
@@ -127,10 +149,11 @@ class Engine:
         text = max(len(row) for row in rows) + num_tokens
         self._check_ropes(text + num_drafts, num_drafts)
         # whole tiles with the cache's own slot, so that generations of about one length share a session
-        num_slots = num_slots or whole_tiles(text + max(num_drafts, RESERVED_DRAFTS) + 1) - 1
-        if text + num_drafts > num_slots:
-            raise EngineError(f"num_slots is {num_slots}, this generation may take {text + num_drafts}")
-        return Plan(batch, num_slots, num_tokens, num_drafts, sampled, rates is not None)
+        used = text + wanted.room - 1
+        num_slots = num_slots or whole_tiles(max(used, text + RESERVED_DRAFTS) + 1) - 1
+        if used > num_slots:
+            raise EngineError(f"num_slots is {num_slots}, this generation may take {used}")
+        return replace(wanted, batch=batch, num_slots=num_slots)
 
     def _check_ropes(self, positions: int, num_drafts: int) -> None:
         for model in (self.target, self.draft) if num_drafts else (self.target,):
@@ -152,38 +175,27 @@ class Engine:
             self.session = Session(Speculation(self.target, self.draft, capture), plan, cycles_per_read)
         return self.session
 
-    def _prefill(self, session: Session, rows: list[Tensor], chunk_size: int | None) -> None:
+    def _prefill(self, session: Session, rows: list[Tensor], chunk_size: int | None, inputs: Mapping[str, Any]) -> None:
         """Read the prompts chunk by chunk: the target all of each, the draft all but its last position.
 
         The draft reads the next prompt token beside each position, so the last position, whose next token is the
         root, is left to the first cycle.
         """
         state, capture, lengths = session.state, session.models.capture, [len(row) for row in rows]
-        tokens = _pad(rows, state.plan.batch, self.target.c.vocab).to(state.device)  # [B, T]
-        chunk_size = chunk_size or tokens.shape[1]
-        length = torch.tensor([*lengths, *[0] * (state.plan.batch - len(rows))], device=state.device)
-        last = (length - 1).clamp(min=0)
+        prompts = read_prompts(self.target, rows, state.plan.batch, inputs)
+        last = prompts.last
         aux, hidden = torch.zeros_like(state.aux[:, 0]), torch.zeros_like(state.hidden[:, 0])
-        column = torch.arange(tokens.shape[1], device=state.device)
-        for begin in range(0, tokens.shape[1], chunk_size):
-            end = min(begin + chunk_size, tokens.shape[1])
+        for begin, end in prompts.chunks(chunk_size):
             bound = self._bound(end)
-            place = column[begin:end].expand(state.plan.batch, -1)
-            positions = torch.where(place < length[:, None], place, PADDING)
-            states, captured = self.target.states(
-                tokens[:, begin:end].contiguous(), positions, state.target_cache, capture, bound
-            )
+            tokens, positions, media = prompts.columns(begin, end)
+            states, captured = self.target.states(tokens, positions, state.target_cache, capture, bound, **media)
             here = (last >= begin) & (last < end)
             index = (last - begin).clamp(0, end - begin - 1)
             hidden = torch.where(here[:, None], _row(states, index), hidden)
             aux = torch.where(here[:, None, None], _row(captured, index), aux)
             if session.models.way is not None:
-                following = tokens[:, begin + 1 : end + 1].contiguous()
-                width = following.shape[1]
-                known = torch.where(place[:, :width] < last[:, None], place[:, :width], PADDING)
-                chunk = Chunk(tokens[:, begin:end].contiguous(), positions, following, known, captured, states)
-                session.models.way.prefill(chunk, bound)
-        root = self._first(state, hidden, length)
+                session.models.way.prefill(prompts.chunk(begin, end, captured, states), bound)
+        root = self._first(state, hidden, prompts.length)
         state.start(lengths, *(x[: len(rows)] for x in (root, aux, hidden)))
 
     def _first(self, state: State, hidden: Tensor, length: Tensor) -> Tensor:
@@ -201,7 +213,7 @@ class Engine:
 
     def _decode(self, session: Session) -> None:
         """Cycles until every row is done; between two replays the host looks at one number a row."""
-        state, step = session.state, session.plan.num_draft_tokens + 1
+        state, step, room = session.state, session.plan.num_draft_tokens + 1, session.plan.room
         progress = state.progress.tolist()
         while max(progress) >= 0:
             if session.replay.graph is not None:
@@ -209,7 +221,7 @@ class Engine:
             else:
                 longest = max(~length if length < 0 else length for length in progress)
                 for done in range(session.cycles_per_read):
-                    session.run(self._bound(longest + (done + 1) * step))
+                    session.run(self._bound(longest + done * step + room))
             progress = state.progress.tolist()
 
     def _bound(self, positions: int) -> int | None:
@@ -222,16 +234,6 @@ class Engine:
 def _row(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, ...], index [B] -> [B, ...]"""
     return x[torch.arange(x.shape[0], device=x.device), index]
-
-
-def _pad(rows: list[Tensor], batch: int, vocab: int) -> Tensor:
-    """B rows of unequal length -> [bucket, T], zeros where nothing looks; on the host"""
-    tokens = torch.zeros(batch, max(len(row) for row in rows), dtype=torch.int64)
-    for out, row in zip(tokens, rows, strict=False):
-        out[: len(row)] = row.cpu()
-    if tokens.min() < 0 or tokens.max() >= vocab:
-        raise EngineError(f"prompts hold token ids {int(tokens.min())}..{int(tokens.max())}, legal are 0..{vocab - 1}")
-    return tokens
 
 
 def _read(state: State, rows: int, num_tokens: int, eos_token_id: int | None) -> Generation:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from optimized.ops.table import Ops
 from optimized.parallel import Group, PackedModel, Part, Placement
-from optimized.state import KVCache
+from optimized.state import PADDING, KVCache
 from optimized.targets.llama import TargetOutput
 
 TEXT = "language_model."
@@ -34,6 +35,12 @@ class Media(NamedTuple):
         """What the text twin's `states` takes of some columns beside their tokens."""
         named = {"embeds": self.embeds} | ({} if self.ends is None else {"ends": self.ends})
         return {name: tensor[:, begin:end].contiguous() for name, tensor in named.items()}
+
+    def filled(self, batch: int) -> "Media":
+        """The same with rows of padding up to a batch of so many."""
+        more = (0, batch - len(self.embeds))
+        ends = None if self.ends is None else F.pad(self.ends, (0, 0, *more), value=PADDING)
+        return Media(F.pad(self.embeds, (0, 0, 0, 0, *more)), F.pad(self.holes, (0, 0, *more)), ends)
 
     def cuts(self, positions: Tensor) -> Iterator[int]:
         """Columns before which a prompt may be cut: an image is read in one pass, since it sees ahead.
@@ -161,5 +168,5 @@ def ends_of(blocks: Tensor, positions: Tensor) -> Tensor:
     ->         [B, T]
     """
     inside, number = blocks >= 0, blocks.clamp(min=0)
-    last = torch.full_like(positions, -1).scatter_reduce(1, number, positions.where(inside, -1), "amax")
+    last = torch.full_like(positions, PADDING).scatter_reduce(1, number, positions.where(inside, PADDING), "amax")
     return last.gather(1, number).where(inside, positions)

@@ -108,6 +108,11 @@ class Plan:
     forced: bool = False
     """accept by given rates instead of by what the target says; every computation is still done"""
 
+    @property
+    def room(self) -> int:
+        """Slots that a cycle may take."""
+        return self.num_draft_tokens + 1
+
 
 class State:
     """The buffers of one plan."""

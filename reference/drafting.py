@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from reference.trees import level
+
 
 class Step(NamedTuple):
     """What the draft says of one row of each sequence."""
@@ -33,12 +35,23 @@ class Step(NamedTuple):
 class Recurrent:
     """EAGLE-3 and next-token modules: state of p and token x_{p+1} together, at position p."""
 
+    reads_features = True
+    """where x_{p+1} is a placeholder of an image, the draft reads what the target's layer 0 read there"""
+
     def __init__(
         self, draft: Any, target: Any, target_cache: Any, batch: int, num_slots: int, num_draft_tokens: int
     ) -> None:
         self.draft, self.cache = draft, draft.new_cache(batch, num_slots)
 
-    def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
+    def start(
+        self,
+        out: Any,
+        tokens: Tensor,
+        following: Tensor,
+        positions: Tensor,
+        last: Tensor,
+        embeds: Tensor | None = None,
+    ) -> Step:
         """Read what a pass of the target settled.
 
         out        the target's output in the columns of `tokens`
@@ -46,8 +59,10 @@ class Recurrent:
         following  [B, T]  x_{p+1}: the root in column `last`
         positions  [B, T]  p
         last       [B]     the last column that stands
+        embeds     [B, T, H]  what the draft reads for `following`, where that is not its table alone: `embed_ahead`
         """
-        logits, feedback = self.draft(following, self.draft.read(out), positions, self.cache)
+        media = {} if embeds is None else {"embeds": embeds}
+        logits, feedback = self.draft(following, self.draft.read(out), positions, self.cache, **media)
         return Step(row(logits, last), row(feedback, last))
 
     def next(self, token: Tensor, feedback: Tensor, lengths: Tensor, k: int) -> Step:
@@ -58,6 +73,24 @@ class Recurrent:
         lengths   [B]        n
         """
         return Step(*self.draft(token, feedback, (lengths + k - 2)[:, None], self.cache))
+
+    def branch(self, tokens: Tensor, feedback: Tensor, lengths: Tensor, k: int, words: Tensor) -> Step:
+        """Draft step k = 2 .. S of a tree: every token of a level's beam at once.
+
+        tokens    [B, X]
+        feedback  [B, X, H]  of the rows that they came from
+        lengths   [B]        n
+        words     [B, X]     whom each sees of the tokens that these steps have read
+        """
+        positions, slots, visible = level(lengths, k, words, self.cache.num_slots)
+        return Step(*self.draft(tokens, feedback, positions, self.cache, slots, visible))
+
+    def forget(self, lengths: Tensor) -> None:
+        """Drop what the steps of a tree have read.
+
+        lengths  [B]  n
+        """
+        self.cache.roll_back(lengths)
 
 
 class Standalone:
@@ -80,6 +113,15 @@ class Standalone:
         """As `Recurrent.next`."""
         return Step(*self.draft(token, None, (lengths + k - 1)[:, None], self.cache))
 
+    def branch(self, tokens: Tensor, feedback: Tensor, lengths: Tensor, k: int, words: Tensor) -> Step:
+        """As `Recurrent.branch`; the root has a slot already."""
+        positions, slots, visible = level(lengths + 1, k, words, self.cache.num_slots)
+        return Step(*self.draft(tokens, None, positions, self.cache, slots, visible))
+
+    def forget(self, lengths: Tensor) -> None:
+        """As `Recurrent.forget`."""
+        self.cache.roll_back(lengths + 1)
+
 
 class FrozenKeys:
     """Gemma 4 assistants: queries alone, which see the target's keys 0 .. n-1 from position n - 1 at every step."""
@@ -98,6 +140,13 @@ class FrozenKeys:
         """As `Recurrent.next`; the position stands still."""
         return Step(*self.draft(token, feedback, (lengths - 1)[:, None], self.keys))
 
+    def branch(self, tokens: Tensor, feedback: Tensor, lengths: Tensor, k: int, words: Tensor) -> Step:
+        """As `Recurrent.branch`; queries leave nothing that another could see."""
+        return Step(*self.draft(tokens, feedback, (lengths - 1)[:, None].expand_as(tokens), self.keys))
+
+    def forget(self, lengths: Tensor) -> None:
+        """Nothing: no step has written anything."""
+
 
 class Block:
     """D-Flash: the root and K masks at positions n .. n + K in one pass, over keys made of what the target knew."""
@@ -106,7 +155,8 @@ class Block:
         self, draft: Any, target: Any, target_cache: Any, batch: int, num_slots: int, num_draft_tokens: int
     ) -> None:
         self.draft, self.num_draft_tokens = draft, num_draft_tokens
-        self.cache = draft.new_cache(batch, num_slots)
+        # room for a block after the last verify, which nobody will ask for
+        self.cache = draft.new_cache(batch, num_slots + num_draft_tokens + 1)
 
     def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
         """As `Recurrent.start`, but all K at once: `next` has nothing left to do."""
@@ -144,3 +194,20 @@ class Parallel:
 def row(x: Tensor, index: Tensor) -> Tensor:
     """x [B, T, X], index [B] -> [B, 1, X]"""
     return x.gather(1, index[:, None, None].expand(-1, 1, x.shape[-1]))
+
+
+def embed_ahead(draft: Any, following: Tensor, h: Tensor, holes: Tensor) -> Tensor | None:
+    """What a draft reads beside a prompt with images: features where they stand, its own table for text.
+
+    A draft that does not read features, or reads another width, has the table alone: None.
+
+    following  [B, T]     x_{p+1}, as tables know it
+    h          [B, T, X]  what the target's layer 0 read at p
+    holes      [B, T]     true where that is a feature
+    ->         [B, T, H] or None
+    """
+    if not getattr(draft.way, "reads_features", False) or h.shape[2] != draft.c.hidden:
+        return None
+    # the last column stands before no token of the prompt
+    there = torch.cat([holes[:, 1:], torch.zeros_like(holes[:, :1])], 1)
+    return torch.where(there[..., None], h.roll(-1, 1), draft.embed_tokens(following))

@@ -172,6 +172,16 @@ def level(first: Tensor, k: int, words: Tensor, num_slots: int) -> tuple[Tensor,
     return positions, first[:, None] + column, visible(words, first, num_slots)
 
 
+def pick(x: Tensor, rows: Tensor) -> Tensor:
+    """Some rows of each sequence.
+
+    x     [B, T, ...]
+    rows  [B, X]
+    ->    [B, X, ...]
+    """
+    return x[torch.arange(len(x), device=x.device)[:, None], rows]
+
+
 def walk(nodes: Nodes, own: Tensor, num_steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Equation (6).
 

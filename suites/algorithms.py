@@ -6,6 +6,7 @@ token. Here a name and a draft resolve to one way of drafting, or to a refusal t
 """
 
 from harness.checkpoints import CONFIG, Checkpoint, CheckpointError
+from reference.drafts.peagle import MASK_KEYS
 
 TARGET_TYPES = {
     "llama": "llama",
@@ -132,6 +133,8 @@ def _draft_of(checkpoint: Checkpoint, architectures: list[str]) -> str | None:
         return SPECULATORS_TYPES[kind]
     known = [DRAFT_ARCHITECTURES[name] for name in architectures if name in DRAFT_ARCHITECTURES]
     if known:
-        return known[0]
+        # a P-EAGLE draft may bear EAGLE-3's name: the token that stands for what is not known yet is its alone
+        masked = known[0] == "eagle3" and any(config.get(key) is not None for key in MASK_KEYS)
+        return "peagle" if masked else known[0]
     # the trainer of EAGLE-3's authors writes its target's architecture; this key is a draft's alone
     return "eagle3" if "draft_vocab_size" in config else None

@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import optimized.drafts.deepseek_nextn
+import optimized.drafts.dflash
 import optimized.drafts.eagle3
 import optimized.drafts.eagle3_mla
 import optimized.drafts.gemma4_assistant
+import optimized.drafts.peagle
+import optimized.drafts.qwen3_moe_mtp
 import optimized.drafts.standalone
 import optimized.targets.deepseek
 import optimized.targets.gemma3
@@ -27,9 +31,13 @@ import optimized.targets.gemma4_unified
 import optimized.targets.kimi_k25
 import optimized.targets.llama
 import optimized.targets.qwen3_moe
+import reference.drafts.deepseek_nextn
+import reference.drafts.dflash
 import reference.drafts.eagle3
 import reference.drafts.eagle3_mla
 import reference.drafts.gemma4_assistant
+import reference.drafts.peagle
+import reference.drafts.qwen3_moe_mtp
 import reference.drafts.standalone
 import reference.targets.deepseek
 import reference.targets.gemma3
@@ -49,13 +57,15 @@ from optimized.shell import Shell
 from reference.config import ConfigError
 from reference.drafts.standalone import check_token_map
 from suites import joining
-from suites.algorithms import TARGET_TYPES, find_pair, resolve
+from suites.algorithms import ALGORITHMS, TARGET_TYPES, find_pair, resolve
 from suites.joining import MissingTarget
 from suites.opened import DraftFacts, OpenDraft, OpenSpeculation, OpenTarget, Ranks, Side
 from suites.shells import towers_of
+from suites.voice import read_voice
 
 __all__ = ("PAIRS", "SPECULATIONS", "TARGET_TYPES", "MissingTarget", "open_draft", "open_speculation", "open_target")
 
+TIED = "the head is the embedding (tie_word_embeddings)"
 FULL = ("text", "TP", "capture", "loading", "graph")
 TOWERS = "what towers make of images and sounds enters the twin as features of the reference's towers"
 
@@ -97,12 +107,34 @@ PAIRS = {
             optimized.drafts.gemma4_assistant,
             "Gemma4Assistant",
         ),
+        _draft("dflash", reference.drafts.dflash, optimized.drafts.dflash, "Dflash"),
+        _draft("peagle", reference.drafts.peagle, optimized.drafts.peagle, "Peagle"),
+        _draft("qwen3_moe_mtp", reference.drafts.qwen3_moe_mtp, optimized.drafts.qwen3_moe_mtp, "Qwen3MoeMtp"),
+        _draft("deepseek_nextn", reference.drafts.deepseek_nextn, optimized.drafts.deepseek_nextn, "DeepseekNextn"),
         _draft("standalone", reference.drafts.standalone, optimized.drafts.standalone, "Standalone"),
     )
 }
+
+
+def _speculation(target: str, way: str, draft: str, ships: bool = False) -> Speculation:
+    name = f"{target}-{way}"
+    return Speculation(name, target, draft, ALGORITHMS[draft], (target, name) if ships else None)
+
+
 SPECULATIONS = {
     speculation.name: speculation
-    for speculation in (Speculation("llama-eagle3", "llama", "eagle3", "EAGLE3", ("llama", "llama-eagle3")),)
+    for speculation in (
+        _speculation("llama", "eagle3", "eagle3", ships=True),
+        _speculation("llama", "eagle3-postnorm", "eagle3"),
+        _speculation("llama", "dflash", "dflash"),
+        _speculation("llama", "peagle", "peagle"),
+        _speculation("llama", "standalone", "standalone"),
+        _speculation("gemma3", "eagle3", "eagle3"),
+        _speculation("gemma4", "eagle3", "eagle3"),
+        _speculation("qwen3_moe", "eagle3", "eagle3"),
+        _speculation("deepseek", "eagle3", "eagle3"),
+        _speculation("deepseek", "eagle3-mla", "eagle3_mla"),
+    )
 }
 
 
@@ -159,6 +191,7 @@ def open_draft(
     names = getattr(config, "names", pair.page.CHECKPOINT_NAMES)
     ignore = [*pair.page.IGNORED, *getattr(config, "ignored", ())]
     todo = checkpoints.plan(checkpoint, _wanted(pair, config), names, ignore, config.optional)
+    joining.check_copies(todo, config, target)
     points = joining.find_layer_ids(checkpoint, config, todo, target, layer_ids)
     if target is not None:
         joining.check_join(checkpoint, config, target)
@@ -192,15 +225,16 @@ def open_speculation(
     """Open a target and a draft and join them; `side` is that of `open_target`.
 
     algorithm   what an engine would be told, or None; AlgorithmError where it does not fit the draft
+    topk        what each node of a tree's beam offers; 1: chains
     """
-    if topk != 1:
-        raise ValueError(f"topk is {topk}; chains (topk=1) are what this speculation offers")
+    if topk < 1:
+        raise ValueError(f"topk is {topk}; 1 drafts chains, more draft trees")
     way = resolve(algorithm, find_pair(open_checkpoint(draft), "draft", algorithm))
     opened = open_target(target, **side)
     joined = open_draft(
         draft, opened, layer_ids=layer_ids, norm_output=norm_output, algorithm=algorithm, token_map=token_map, **side
     )
-    return OpenSpeculation(opened, joined, way)
+    return OpenSpeculation(opened, joined, way, topk)
 
 
 def _open_target(checkpoint: Checkpoint, pair: Pair, where: Side, ranks: Ranks) -> OpenTarget:
@@ -208,13 +242,14 @@ def _open_target(checkpoint: Checkpoint, pair: Pair, where: Side, ranks: Ranks) 
     wanted = _wanted(pair, config)
     ignore = [*getattr(pair.page, "IGNORED", ()), *getattr(config, "ignored", ())]
     # a shell around a text model has the head under its own prefix
-    ignore += [("*lm_head.weight", "the head is the embedding (tie_word_embeddings)")] if config.tied_head else []
+    ignore += [("*lm_head.weight", TIED)] if config.tied_head else []
     todo = checkpoints.plan(checkpoint, wanted, pair.page.CHECKPOINT_NAMES, ignore)
     _check_tied(todo)
     modules = _build(pair, checkpoint, config, where, ranks)
     ledger = checkpoints.load(todo, _writer(modules))
     _check_written(checkpoint, modules)
-    return OpenTarget(pair, checkpoint, config, where, modules, ranks, ledger)
+    voice = read_voice(checkpoint.path, checkpoint.config, config)
+    return OpenTarget(pair, checkpoint, config, where, modules, ranks, ledger, voice)
 
 
 def _open_standalone(
@@ -311,8 +346,8 @@ def _check_written(checkpoint: Checkpoint, modules: tuple[Any, ...]) -> None:
 
 def _check_tied(todo: Plan) -> None:
     """A head that a tied config says is the embedding must be it."""
-    for tensor in todo.ignored:
-        if tensor.endswith("lm_head.weight"):
+    for tensor, reason in todo.ignored.items():
+        if reason == TIED:
             table = next(name for ours, name in todo.source.items() if ours.endswith("embed_tokens.weight"))
             if not torch.equal(todo.checkpoint.read(tensor), todo.checkpoint.read(table)):
                 raise CheckpointError(

@@ -4,13 +4,14 @@ Every check raises one typed error that names the file, the key or tensor, and b
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from harness import checkpoints, conventions
-from harness.checkpoints import Checkpoint, CheckpointError, Entry, Ledger, Plan
+from harness.checkpoints import Checkpoint, CheckpointError, Entry, Ledger, Plan, rename
 from harness.conventions import LayerIds
 from reference.drafts.eagle3_keys import check_vocab_map
 from suites.opened import OpenTarget
@@ -106,7 +107,39 @@ def join(checkpoint: Checkpoint, target: OpenTarget | None, modules: tuple[Any, 
         except ValueError as error:
             raise CheckpointError(f"{checkpoint.path}: does not fit {target.checkpoint.path}: {error}") from error
     for name, reason, shape in shared:
-        ledger.entries.append(Entry("", name, "shared", f"{reason}, {target.checkpoint.path}", shape, ""))
+        reason = f"{reason}, {target.checkpoint.path}"
+        own = next((i for i, entry in enumerate(ledger.entries) if entry.parameter == name), None)
+        if own is None:
+            ledger.entries.append(Entry("", name, "shared", reason, shape, ""))
+        else:
+            # a tensor of its own that was read, compared and found to be the target's
+            ledger.entries[own] = replace(ledger.entries[own], status="checked", reason=reason)
+
+
+def check_copies(todo: Plan, config: Any, target: OpenTarget | None) -> None:
+    """Hold what a draft leaves unread to what it reads: copies of a parameter, and tables left to the target."""
+    checkpoint = todo.checkpoint
+    copies: Mapping[str, str] = getattr(config, "copies", {})
+    pairs = {tensor: todo.source.get(copies.get(rename(tensor, config.names), "")) for tensor in todo.ignored if copies}
+    for tensor, source in pairs.items():
+        if source is not None and not torch.equal(checkpoint.read(tensor), checkpoint.read(source)):
+            raise CheckpointError(
+                f"{checkpoint.headers[tensor].file}: tensor {tensor!r} differs from {source!r}, the only one that is "
+                "read; this draft has one embedding and one head"
+            )
+    if target is None or target.checkpoint.path == checkpoint.path:
+        return
+    table = target.pair.page.CHECKPOINT_NAMES
+    theirs = {rename(name, table): name for name in target.checkpoint.headers}
+    for tensor, reason in todo.ignored.items():
+        name = rename(tensor, table)
+        if reason != "the target's" or name not in ("embed_tokens.weight", "lm_head.weight"):
+            continue
+        if name not in theirs or not torch.equal(checkpoint.read(tensor), target.checkpoint.read(theirs[name])):
+            raise CheckpointError(
+                f"{checkpoint.headers[tensor].file}: tensor {tensor!r} is not that of the target, "
+                f"{target.checkpoint.path}, whose table this draft reads; put its own under the module's prefix"
+            )
 
 
 def check_join(checkpoint: Checkpoint, config: Any, target: OpenTarget) -> None:

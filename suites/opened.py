@@ -4,8 +4,9 @@ One object serves both sides and any number of ranks: a reference module, a twin
 results are joined. Both sides read the same folder through the same plan, so a loading mistake cannot hide in a copy.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,6 +22,10 @@ from optimized.decoding import Engine
 from reference.decoding import Generation
 from reference.decoding import generate as generate_reference
 from reference.outputs import DraftOutput, TargetOutput
+from suites.voice import Voice
+
+ENGINE = frozenset(inspect.signature(Engine.generate).parameters)
+"""what an engine takes; other names belong to inputs of the prompts"""
 
 
 class Seat:
@@ -90,6 +95,8 @@ class OpenTarget:
     """one reference module, or a twin a rank"""
     ranks: Ranks
     ledger: Ledger
+    voice: Voice = field(default_factory=Voice)
+    """what it never says, and where its texts end; facts of decoding, which no logits show"""
 
     def __repr__(self) -> str:
         # a claim that fails prints what it was given: the ledger would bury the counterexample
@@ -119,9 +126,14 @@ class OpenTarget:
         ->         logits [B, T, V], hidden [B, T, H], aux [B, T, A, H]
         """
         _check_capture(capture, self.num_layers)
-        tokens = tokens.to(self.side.device)
-        inputs = {n: v.to(self.side.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
+        tokens, inputs = tokens.to(self.side.device), self.place(inputs)
         return self.ranks.run(lambda rank: self.modules[rank](tokens, positions, tuple(capture), **inputs))[0]
+
+    def place(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Images, audio and video on the target's device; errors: ValueError where the target reads text alone."""
+        if inputs and not hasattr(self.module, "sense"):
+            raise ValueError(f"{self.pair.name} reads text alone, and was given {', '.join(inputs)}")
+        return {n: v.to(self.side.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
 
 
 @dataclass(frozen=True)
@@ -200,6 +212,7 @@ class OpenSpeculation:
     target: OpenTarget
     draft: OpenDraft
     algorithm: str
+    topk: int = 1
 
     def generate(
         self,
@@ -210,20 +223,27 @@ class OpenSpeculation:
         seed: int = 0,
         eos_token_id: int | None = None,
         sequence_ids: Sequence[int] | None = None,
-        **engine: Any,
+        topk: int | None = None,
+        num_steps: int | None = None,
+        **more: Any,
     ) -> Generation:
-        """Continue every prompt; num_draft_tokens = 0 decodes without the draft.
+        """Continue every prompt; num_draft_tokens = 0 decodes without the draft. Nobody says `target.voice.suppressed`.
 
         prompt_tokens  [B, T], or B one-dimensional tensors of any lengths
-        engine         twin only: chunk_size, cycles and the like of `optimized.decoding.Engine.generate`
+        topk, num_steps  of trees, whose num_draft_tokens counts the nodes with the root; topk as opened when absent
+        more           images, audio and video of the prompts, named as transformers names them; and, twin only,
+                       chunk_size, cycles and the like of `optimized.decoding.Engine.generate`
         ->             tokens [B, num_tokens], -1 after the end; accepted drafts of each verify step
         """
         rows = [row.to(self.target.side.device) for row in prompt_tokens]
-        _check_prompts(rows, self.target.config.vocab)
+        _check_prompts(rows, self.target)
         loop = (num_tokens, num_draft_tokens)
-        draws = {"temperature": temperature, "seed": seed, "eos_token_id": eos_token_id, "sequence_ids": sequence_ids}
-        points = self.draft.capture_points
+        draws: dict[str, Any] = {"temperature": temperature, "seed": seed, "eos_token_id": eos_token_id}
+        draws |= {"sequence_ids": sequence_ids, "topk": self.topk if topk is None else topk, "num_steps": num_steps}
+        points, engine = self.draft.capture_points, {name: more[name] for name in more if name in ENGINE}
+        draws["inputs"] = self.target.place({name: more[name] for name in more if name not in ENGINE})
         if self.target.side.name == "reference":
+            draws["suppressed"] = self.target.voice.suppressed
             return generate_reference(self.target.module, self.draft.module, rows, *loop, capture=points, **draws)
         return self.target.ranks.run(lambda rank: self.engines[rank].generate(rows, *loop, **draws, **engine))[0]
 
@@ -231,7 +251,8 @@ class OpenSpeculation:
     def engines(self) -> tuple[Engine, ...]:
         """The twin's engine of each rank; kept, since it keeps its buffers and graphs."""
         pairs = zip(self.target.modules, self.draft.modules, strict=True)
-        return tuple(Engine(target, draft, self.draft.capture_points) for target, draft in pairs)
+        facts = (self.draft.capture_points, self.target.voice.suppressed)
+        return tuple(Engine(target, draft, *facts) for target, draft in pairs)
 
 
 def _check_capture(capture: Sequence[int], num_layers: int) -> None:
@@ -240,10 +261,11 @@ def _check_capture(capture: Sequence[int], num_layers: int) -> None:
         raise ValueError(f"capture points {wrong} are outside 0..{num_layers}")
 
 
-def _check_prompts(rows: Sequence[Tensor], vocab: int) -> None:
+def _check_prompts(rows: Sequence[Tensor], target: OpenTarget) -> None:
     if not rows or any(row.dim() != 1 or not len(row) or row.is_floating_point() for row in rows):
         raise ValueError("prompts are one or more non-empty sequences of token ids")
-    for row in rows:
+    vocab, known = target.config.vocab, getattr(target.module, "known", None)
+    for row in rows if known is None else map(known, rows):
         # a twin's table has padding rows, which would take an id beyond the vocabulary in silence
         if int(row.min()) < 0 or int(row.max()) >= vocab:
             raise ValueError(f"a prompt holds ids {int(row.min())}..{int(row.max())}, the target's are 0..{vocab - 1}")

@@ -23,6 +23,7 @@ from torch import Tensor
 from harness.acceptance import emitted
 from harness.checkpoints import save_checkpoint
 from optimized.decoding import Engine
+from optimized.trees import Branches
 from reference.outputs import DraftOutput
 from suites.catalog import open_speculation
 from suites.draws import EAGLE3, LLAMA, Drawn, eagle3_weights, folders, variant
@@ -103,25 +104,35 @@ class WatchedDraft:
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.readings: list[Reading] = []
+        self.branches: list[Reading] = []
+        """readings of the tokens of a tree, a level each"""
         self.proposals: list[Proposal] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
     def __call__(
-        self, tokens: Tensor, hidden: Tensor, positions: Tensor | None = None, cache: Any = None
+        self,
+        tokens: Tensor,
+        hidden: Tensor,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        *place: Tensor,
+        **media: Tensor,
     ) -> DraftOutput:
-        """The reference's step."""
-        step = self.inner(tokens, hidden, positions, cache)
+        """The reference's step; `place` is where the tokens of a tree stand."""
+        step = self.inner(tokens, hidden, positions, cache, *place, **media)
         if positions is None:
             positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        self._note(tokens, hidden, positions, step.logits, step.feedback)
+        self._note(bool(place), tokens, hidden, positions, step.logits, step.feedback)
         return DraftOutput(self.say(tokens, positions, step.logits), step.feedback)
 
-    def states(self, tokens: Tensor, hidden: Tensor, positions: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    def states(
+        self, tokens: Tensor, hidden: Tensor, positions: Tensor, cache: Any, *rest: Any, **media: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The twin's step."""
-        top, feedback = self.inner.states(tokens, hidden, positions, *rest)
-        self._note(tokens, hidden, positions, self.inner.logits(top), feedback)
+        top, feedback = self.inner.states(tokens, hidden, positions, cache, *rest, **media)
+        self._note(isinstance(cache, Branches), tokens, hidden, positions, self.inner.logits(top), feedback)
         return self.write(top, tokens, positions), feedback
 
     def to_target(self, draft_ids: Tensor) -> Tensor:
@@ -140,9 +151,9 @@ class WatchedDraft:
         """What the twin picks its rows from."""
         return top
 
-    def _note(self, *facts: Tensor) -> None:
+    def _note(self, in_a_tree: bool, *facts: Tensor) -> None:
         # buffers are written over by the next cycle
-        self.readings.append(Reading(*(x.clone() for x in facts)))
+        (self.branches if in_a_tree else self.readings).append(Reading(*(x.clone() for x in facts)))
 
     def _propose(self, tokens: Tensor) -> Tensor:
         self.proposals.append(Proposal(len(self.readings), tokens.flatten().clone()))

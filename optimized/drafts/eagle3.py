@@ -246,6 +246,7 @@ class Eagle3Draft(PackedModel):
         cache: KVCache,
         num_slots: int | None = None,
         inv_freq: Tensor | None = None,
+        embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Everything below the head; reads nothing back from the device.
 
@@ -253,10 +254,12 @@ class Eagle3Draft(PackedModel):
         hidden     [B, T, H]
         positions  [B, T]
         num_slots  a bound on position + 1 that the host knows
+        embeds     [B, T, H]  e_t in full, where x_{t+1} may be a placeholder of an image
         ->         [B, T, H], [B, T, H]  what the head reads, feedback
         """
         slots, inv_freq = cache.slots(positions), self.inv_freq if inv_freq is None else inv_freq
-        u, s = self.layers[0].open(self.embed_tokens(tokens.flatten()), hidden.flatten(0, 1))  # (2)
+        e = self.embed_tokens(tokens.flatten()) if embeds is None else embeds.flatten(0, 1)  # (2)
+        u, s = self.layers[0].open(e, hidden.flatten(0, 1))
         branch, s = self.layers[0](u, s, positions, slots, inv_freq, cache, num_slots)
         for layer in self.layers[1:]:
             u, s = layer.read(branch, s)

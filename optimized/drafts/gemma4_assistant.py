@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optimized.drafting import FrozenKeys
 from optimized.drafts.eagle3 import DraftOutput
 from optimized.ops.kinds import GEMMA4
 from optimized.ops.table import Ops
@@ -82,6 +83,8 @@ class OrderedHead(Part):
 
 class Gemma4AssistantDraft(PackedModel):
     """One rank's share of the whole draft; it speaks once it is joined to the target of its rank."""
+
+    way = FrozenKeys
 
     def __init__(
         self,

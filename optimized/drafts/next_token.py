@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from optimized.drafting import Recurrent
+from optimized.drafting import Chunk, Recurrent
 from optimized.ops.table import Ops
 from optimized.parallel import Group, PackedModel, Placement, ShardError, VocabEmbedding, VocabHead
-from optimized.state import KVCache
+from optimized.state import PADDING, KVCache, State
 
 
 class DraftOutput(NamedTuple):
@@ -23,10 +23,77 @@ class DraftOutput(NamedTuple):
     """[B, T, H] what the next draft step reads as `hidden`, equation (6)"""
 
 
+class Layered(Recurrent):
+    """The way of a module of L layers: in every cycle each reads the L - 1 columns before the settled ones again.
+
+    The state that a layer reads in a column stands, but the token may have been a draft when it was read last.
+    """
+
+    def __init__(self, draft: Any, target: Any, state: State) -> None:
+        self.lag = draft.c.layers
+        super().__init__(draft, target, state)
+        batch, num_slots = state.plan.batch, state.plan.num_slots
+        # what stands, by position; text 0 and the last state take what padding writes
+        self.text = torch.zeros(batch, num_slots + self.lag, dtype=torch.int64, device=state.device)
+        self.hidden = state.hidden.new_zeros(batch, num_slots + 1, state.hidden.shape[2])
+        self.before = torch.arange(1 - self.lag, 0, device=state.device)
+        self.window, self.trail = state.root[:, None], self.hidden
+
+    def read(self, following: Tensor, hidden: Tensor, positions: Tensor) -> None:
+        """Note what became known, and open the window: the columns before these, and these.
+
+        following  [B, T]
+        hidden     [B, T, H]
+        positions  [B, T]  -1 is padding
+        """
+        rows = torch.arange(len(positions), device=positions.device)[:, None]
+        self.text[rows, positions + 1] = following
+        self.hidden[rows, positions.remainder(self.hidden.shape[1])] = hidden
+        first = positions[:, :1]
+        before = torch.where(first == PADDING, PADDING, (first + self.before).clamp(min=PADDING))
+        self.window = torch.cat([before, positions], 1)
+        self.trail = self.hidden[rows, self.window.remainder(self.hidden.shape[1])]
+
+    def ask(self, layer: int, num_slots: int | None) -> Tensor:
+        """A layer's first use over the window.
+
+        ->  [B, T, H]
+        """
+        tokens = self.text.gather(1, self.window + layer + 1)
+        place = (self.window, self.cache, num_slots)
+        top, self.trail = self.draft.states(tokens, self.trail, *place, layer=layer)
+        return top
+
+    def prefill(self, chunk: Chunk, num_slots: int | None) -> None:
+        """As `Recurrent.prefill`; what a layer reads before its token is known, it reads again."""
+        width = chunk.following.shape[1]
+        if width:
+            self.read(chunk.following, self.draft.read(chunk)[:, :width], chunk.known)
+            for layer in range(self.draft.c.layers):
+                self.ask(layer, num_slots)
+
+    def start(self, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """As `Recurrent.start`."""
+        self.read(self.state.settled, self.draft.read(self.state), self.state.settled_positions())
+        last, gather = self.state.accepted + len(self.before), self.draft.at.ops.gather_rows
+        return gather(self.ask(0, num_slots), last)[:, None], gather(self.trail, last)
+
+    def next(self, token: Tensor, feedback: Tensor, k: int, num_slots: int | None) -> tuple[Tensor, Tensor]:
+        """As `Recurrent.next`."""
+        uses, layer = divmod(k - 1, self.draft.c.layers)
+        if uses:
+            place = (self.state.lengths - 1 + uses)[:, None]
+            top, feedback = self.draft.states(
+                token[:, None], feedback[:, None], place, self.cache, num_slots, layer=layer
+            )
+            return top[:, 0], feedback[:, 0]
+        self.text.scatter_(1, (self.state.lengths + layer)[:, None], token[:, None])
+        last, gather = self.state.accepted + len(self.before), self.draft.at.ops.gather_rows
+        return gather(self.ask(layer, num_slots), last), gather(self.trail, last)
+
+
 class NextTokenDraft(PackedModel):
     """One rank's share of everything but equations (2) to (4), which a page states as `mix`."""
-
-    way = Recurrent
 
     def __init__(self, c: Any, ops: Ops, group: Group, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -35,6 +102,11 @@ class NextTokenDraft(PackedModel):
         self.embed_tokens = self.own(VocabEmbedding("embed_tokens.weight", c.vocab, c.hidden, at))
         self.lm_head = self.own(VocabHead("lm_head.weight", c.vocab, c.hidden, at))
         self.inv_freq = c.rope.frequencies().to(device)
+
+    @property
+    def way(self) -> type[Recurrent]:
+        """How it drafts."""
+        return Recurrent if self.c.layers == 1 else Layered
 
     def share_embedding(self, target: Any) -> None:
         """Read the target's table, shard by shard as it lies, instead of an own one."""
@@ -135,6 +207,7 @@ class NextTokenDraft(PackedModel):
         num_slots: int | None = None,
         inv_freq: Tensor | None = None,
         layer: int = 0,
+        embeds: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Everything below the head; reads nothing back from the device.
 
@@ -142,10 +215,11 @@ class NextTokenDraft(PackedModel):
         hidden     [B, T, H]
         positions  [B, T]
         num_slots  a bound on position + 1 that the host knows
+        embeds     [B, T, H]  (1) in full, where x_{t+1} may be a placeholder of an image
         ->         [B, T, H], [B, T, H]  what the head reads, feedback
         """
         slots, inv_freq = cache.slots(positions), self.inv_freq if inv_freq is None else inv_freq
-        embed = self.embed_tokens(tokens.flatten())  # (1)
+        embed = self.embed_tokens(tokens.flatten()) if embeds is None else embeds.flatten(0, 1)  # (1)
         place = (positions, slots, inv_freq, cache, num_slots, layer)
         z = self.mix(embed, hidden.flatten(0, 1), *place).unflatten(0, tokens.shape)  # (2) to (4)
         return z, z  # (5) (6)

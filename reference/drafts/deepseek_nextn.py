@@ -52,7 +52,7 @@ class DeepseekNextnConfig(DeepseekConfig):
         return self.hidden
 
     @property
-    def checkpoint_names(self) -> tuple[tuple[str, str], ...]:
+    def names(self) -> tuple[tuple[str, str], ...]:
         """How published checkpoints spell our parameter names: (their prefix, ours)."""
         # the target's own tables stand beside the module and would be taken for its copies
         layers = ((f"model.layers.{self.first + i}.", f"layers.{i}.") for i in range(self.layers))
@@ -61,22 +61,15 @@ class DeepseekNextnConfig(DeepseekConfig):
         return (*theirs, *layers, *tables)
 
     @property
-    def ignored(self) -> tuple[tuple[str, str], ...]:
-        """Tensors that may stand beside the module: (our name, why)."""
-        return (("model.*", "the target's"),)
+    def copies(self) -> dict[str, str]:
+        """Tensors that are not read and must say what a parameter says: our name -> the parameter's."""
+        tables = (("embed_tokens.weight", "embed_tokens.weight"), ("shared_head.head.weight", "lm_head.weight"))
+        return {f"layers.{i}.{name}": ours for i in range(1, self.layers) for name, ours in tables}
 
     @property
-    def copies(self) -> tuple[tuple[str, str], ...]:
-        """Tensors that must be equal to a parameter: (our name, the parameter's)."""
-        later = range(1, self.layers)
-        return tuple(
-            (f"layers.{i}.{theirs}", ours)
-            for i in later
-            for theirs, ours in (
-                ("embed_tokens.weight", "embed_tokens.weight"),
-                ("shared_head.head.weight", "lm_head.weight"),
-            )
-        )
+    def ignored(self) -> tuple[tuple[str, str], ...]:
+        """Tensors that may be there and are not read: (our name, why)."""
+        return tuple((name, f"a copy of {ours}") for name, ours in self.copies.items())
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], path: str = "", **facts: Any) -> "DeepseekNextnConfig":
@@ -97,8 +90,11 @@ class DeepseekNextnConfig(DeepseekConfig):
         )
 
 
-# every spelling depends on the target's number of layers: `DeepseekNextnConfig.checkpoint_names`
+# every spelling depends on the target's number of layers: `DeepseekNextnConfig.names`
 CHECKPOINT_NAMES: tuple[tuple[str, str], ...] = ()
+
+# tensors that may stand beside the module: (our name, why)
+IGNORED = (("model.*", "the target's"),)
 
 # how each parameter is split over W tensor-parallel ranks; norms, `eh_proj`, what makes the latents, the router, and
 # names not listed, are replicated

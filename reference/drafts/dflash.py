@@ -73,9 +73,9 @@ class DflashConfig:
 
     @property
     def optional(self) -> tuple[str, ...]:
-        """What a file may leave to the target."""
-        head = ("lm_head.weight",) if self.draft_vocab == self.vocab else ()
-        return ("embed_tokens.weight", *head)
+        """Parameters that a checkpoint may leave to its target, or that follow from others."""
+        shared = ("embed_tokens.weight", "d2t", "t2d")
+        return (*shared, "lm_head.weight") if self.draft_vocab == self.vocab else shared
 
     def window(self, layer: int) -> int | None:
         return self.windows[layer] if self.windows else None
@@ -89,6 +89,7 @@ class DflashConfig:
 # how published checkpoints spell our parameter names: (their prefix, ours)
 CHECKPOINT_NAMES = (
     ("model.", ""),
+    ("midlayer.", "layers.0."),
     ("encoder.fc.", "fc."),
     ("encoder.output_norm_enc.", "hidden_norm."),
 )

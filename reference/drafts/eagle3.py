@@ -261,6 +261,7 @@ class Eagle3Draft(nn.Module):
         cache: Cache | None = None,
         slots: Tensor | None = None,
         visible: Tensor | None = None,
+        embeds: Tensor | None = None,
     ) -> DraftOutput:
         """Propose the token after each of `tokens`.
 
@@ -269,6 +270,7 @@ class Eagle3Draft(nn.Module):
         positions  [B, T]     t
         slots      [B, T]     the positions when absent
         visible    [B, T, S]  by position when absent; sliding layers narrow it
+        embeds     [B, T, H]  e_t in full, where x_{t+1} may be a placeholder of an image
         ->         logits [B, T, Vd], feedback [B, T, H]
         """
         if positions is None:
@@ -279,7 +281,7 @@ class Eagle3Draft(nn.Module):
             slots = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         slots = positions if slots is None else slots
         slot_positions = cache.place(slots, positions)
-        y, embed = hidden, self.embed_tokens(tokens)  # (2)
+        y, embed = hidden, self.embed_tokens(tokens) if embeds is None else embeds  # (2)
         for i, layer in enumerate(self.layers):
             seen = causal(positions, slot_positions, self.c.window(i))
             seen = seen if visible is None else seen & visible

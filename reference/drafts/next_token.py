@@ -30,6 +30,8 @@ class Layered(Recurrent):
     The state that it reads there stands, but x_{t+k+1} may have been a draft when it was read last.
     """
 
+    reads_features = False
+
     def __init__(
         self, draft: Any, target: Any, target_cache: Any, batch: int, num_slots: int, num_draft_tokens: int
     ) -> None:
@@ -131,6 +133,7 @@ class NextTokenDraft(nn.Module):
         slots: Tensor | None = None,
         visible: Tensor | None = None,
         layer: int = 0,
+        embeds: Tensor | None = None,
     ) -> DraftOutput:
         """Propose the token after each of `tokens`.
 
@@ -139,10 +142,12 @@ class NextTokenDraft(nn.Module):
         positions  [B, T]     t
         slots      [B, T]     the positions when absent
         visible    [B, T, S]  by position when absent
+        embeds     [B, T, H]  (1) in full, where x_{t+1} may be a placeholder of an image
         ->         logits [B, T, V], feedback [B, T, H]
         """
         positions, slots, visible = seat(tokens, positions, cache, slots, visible)
-        z = self.mix(self.embed_tokens(tokens), hidden, positions, visible, cache, slots, layer)  # (1) to (4)
+        embed = self.embed_tokens(tokens) if embeds is None else embeds  # (1)
+        z = self.mix(embed, hidden, positions, visible, cache, slots, layer)  # (2) to (4)
         return DraftOutput(self.lm_head(z), z)  # (5) (6)
 
     def unroll(self, tokens: Tensor, hidden: Tensor, num_steps: int) -> Tensor:

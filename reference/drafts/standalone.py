@@ -45,16 +45,24 @@ class StandaloneDraft(nn.Module):
         return out.hidden
 
     def forward(
-        self, tokens: Tensor, hidden: Tensor | None, positions: Tensor | None = None, cache: Any = None
+        self,
+        tokens: Tensor,
+        hidden: Tensor | None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+        slots: Tensor | None = None,
+        visible: Tensor | None = None,
     ) -> DraftOutput:
         """Propose the token after each of `tokens`.
 
         tokens     [B, T]     x_p
         hidden     [B, T, X]  not read
         positions  [B, T]     p
+        slots      [B, T]     the positions when absent
+        visible    [B, T, S]  by position when absent
         ->         logits [B, T, Vd], feedback [B, T, H]  the model's hidden state, which nothing reads
         """
-        out = self.model(tokens, positions, (), cache)
+        out = self.model(tokens, positions, (), cache, slots, visible)
         return DraftOutput(out.logits if self.token_map is None else out.logits[..., self.token_map], out.hidden)
 
     def unroll(self, tokens: Tensor, hidden: Tensor, num_steps: int) -> Tensor:

@@ -50,6 +50,21 @@ class Cache:
         self.values[layer] = values.index_put((row, slots), v)
         return self.keys[layer], self.values[layer]  # type: ignore[return-value]
 
+    def compact(self, first: Tensor, path: Tensor) -> None:
+        """Move the nodes of a tree, node v in slot first + v, so that those of a path stand side by side.
+
+        first  [B]
+        path   [B, P]
+        """
+        row = torch.arange(self.batch, device=path.device)[:, None]
+        source, into = first[:, None] + path, first[:, None] + torch.arange(path.shape[1], device=path.device)
+        self.positions = self.positions.to(path.device).index_put((row, into), into)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            if keys is None or values is None:
+                continue
+            self.keys[layer] = keys.index_put((row, into), keys[row, source])
+            self.values[layer] = values.index_put((row, into), values[row, source])
+
     def roll_back(self, lengths: Tensor) -> None:
         """Forget every slot at or beyond each sequence's length.
 

@@ -241,7 +241,7 @@ def test_a_side_that_does_not_exist(facts: dict[str, Any], target_folder: Path) 
         open_target(target_folder, **facts)
 
 
-@pytest.mark.parametrize("facts", [{"algorithm": "EAGLE"}, {"algorithm": "DFLASH"}, {"topk": 2}], ids=str)
+@pytest.mark.parametrize("facts", [{"algorithm": "EAGLE"}, {"algorithm": "DFLASH"}, {"topk": 0}], ids=str)
 def test_a_way_of_drafting_that_does_not_fit(facts: dict[str, Any], target_folder: Path, draft_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"EAGLE-3|topk"):
         open_speculation(target_folder, draft_folder, **facts)

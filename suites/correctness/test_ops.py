@@ -271,20 +271,24 @@ questions = {
 
 
 @every_form
-@given(**questions)
-@example(seed=6, num_queries=5, group=4, window=40)
+@given(**questions, ahead=st.none() | st.integers(0, 9))
+@example(seed=6, num_queries=5, group=4, window=40, ahead=None)
+@example(seed=6, num_queries=5, group=2, window=7, ahead=9)
+@example(seed=9, num_queries=3, group=1, window=None, ahead=4)
 def test_a_query_reads_the_slots_it_may_see(
-    case: Case, seed: int, num_queries: int, group: int, window: int | None
+    case: Case, seed: int, num_queries: int, group: int, window: int | None, ahead: int | None
 ) -> None:
     asked = question(case, seed, num_queries, group, window)
-    bound = int(asked.positions.max()) + 1
+    # an image's tokens all see up to its last, each of them from its own position on
+    ends = asked.positions if ahead is None else (asked.positions.amax(1, keepdim=True) + ahead).clamp(max=51)
+    ends = ends.expand_as(asked.positions).masked_fill(asked.positions < 0, -1).contiguous()
 
-    got = case.ops.attend(*asked, num_slots=max(bound, 1))
+    got = case.ops.attend(*asked, max(int(ends.max()) + 1, 1), None if ahead is None else ends)
 
     want = torch.zeros_like(asked.q, dtype=torch.float64)
     for b, t in torch.cartesian_prod(torch.arange(2), torch.arange(num_queries)).tolist():
-        last = int(asked.positions[b, t])
-        seen = slice(0 if window is None else max(0, last - window + 1), last + 1)
+        own, last = int(asked.positions[b, t]), int(ends[b, t])
+        seen = slice(0 if window is None else max(0, own - window + 1), last + 1)
         k, v = (cache[b, seen].double().repeat_interleave(group, 1) for cache in (asked.k_cache, asked.v_cache))
         weight = (torch.einsum("nd,snd->ns", asked.q[b, t].double(), k) * asked.scale).softmax(-1)
         want[b, t] = torch.einsum("ns,snd->nd", weight, v)

@@ -2,11 +2,13 @@
 
 Born of gpt-fast (`output[0]` in its tensor-parallel reduce: only the first row is summed), SGLang #28343 (captures
 taken before the all-reduce are partial sums), torchtitan #4245 (a replicated bias added on every rank counts W times)
-and of padding rows, whose logit of zero beats a vocabulary that is all below it. Threads are the test double; one case
-runs in processes over gloo too. The tokens on both sides of every border between ranks are always among those read.
+and of padding rows, whose logit of zero beats a vocabulary that is all below it. Threads are the test double; a dense
+model, one of experts and one of latents run in processes over gloo too. The tokens on both sides of every border between
+ranks are always among those read.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -24,8 +26,9 @@ from optimized.ops.aten import Aten
 from optimized.parallel import Placement, RowLinear, VocabEmbedding, VocabHead
 from reference.decoding import Generation
 from suites.draws import folders, random_tokens
+from suites.families.deepseek import LATENTS
 from suites.families.qwen3_moe import MIXTURE
-from suites.ranked import speak_as_a_rank
+from suites.ranked import Couple, speak_as_a_rank
 from suites.teams import FOUR, THREE, TWO, Team, teams
 
 pytestmark = pytest.mark.correctness
@@ -170,20 +173,23 @@ def test_a_replicated_bias_is_added_once(ranks: int, seed: int) -> None:
         bit_equal("sum", total, (x @ weight.T + bias).double())
 
 
-PROCESSES = {"pinned": (TWO,), "quick": (TWO,), "ci": (TWO,), "nightly": (TWO, THREE, MIXTURE)}
+DENSE_MIXED_LATENT = (TWO, MIXTURE, LATENTS)
+PROCESSES = {"pinned": [(TWO,)], "nightly": [DENSE_MIXED_LATENT, (THREE,)]}
+"""what is spoken in one set of processes each: couples of as many ranks"""
 
 
 @pytest.mark.pair("llama-eagle3")
 def test_processes_say_what_threads_say(profile: str) -> None:
-    for case in PROCESSES[profile]:
-        threads = case.open(case.ranks)
-        want, points = threads.generate(case.prompts, 6, 3), threads.draft.capture_points
-        aux = threads.target(case.prompts[0][None], capture=points).aux
+    for cases in PROCESSES.get(profile, [DENSE_MIXED_LATENT]):
+        with ExitStack() as kept:
+            couples = [Couple(kept.enter_context(folders(*case[1:])), case.prompts) for case in cases]
+            answers = run_processes(cases[0].ranks, speak_as_a_rank, couples, 6, 3)
 
-        with folders(case.target, case.draft, case.own_embedding) as paths:
-            answers = run_processes(case.ranks, speak_as_a_rank, paths, case.prompts, 6, 3)
-
-        for said, captured in answers:
-            bit_equal("tokens", said.tokens, want.tokens)
-            assert said.accepted == want.accepted
-            hold("aux", captured, aux, depth=threads.target.num_layers, width=threads.target.config.hidden)
+        for case, of_ranks in zip(cases, zip(*answers, strict=True), strict=True):
+            threads = case.open(case.ranks)
+            want, points = threads.generate(case.prompts, 6, 3), threads.draft.capture_points
+            aux = threads.target(case.prompts[0][None], capture=points).aux
+            for said, captured in of_ranks:
+                bit_equal("tokens", said.tokens, want.tokens)
+                assert said.accepted == want.accepted
+                hold("aux", captured, aux, depth=threads.target.num_layers, width=threads.target.config.hidden)

@@ -82,12 +82,7 @@ def tiny_mla_draft(seed: int, vocab: int = 13, heads: int = 4, **changes: Any) -
 
 
 # few words: a draft of random weights is right often enough for every count to occur
-LATENT_LOOP = Loop(tiny_deepseek(6, vocab=5), tiny_mla_draft(7, vocab=5), (5, 1, 3))
-BRIEF_LATENT_LOOP = Loop(
-    tiny_deepseek(9, vocab=5, num_hidden_layers=2, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1),
-    tiny_mla_draft(10, vocab=5, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 0]}),
-    (2, 1),
-)
+LATENT_LOOP = Loop(tiny_deepseek(6, vocab=5), tiny_mla_draft(10, vocab=5), (5, 1, 3))
 
 
 def mla_team(ranks: int, vocab: int, seed: int, own_embedding: bool = True, **flags: Any) -> Team:

@@ -6,7 +6,7 @@ trained one has a permutation.
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,8 +34,11 @@ class Couple(NamedTuple):
 
 
 def beside(target: Drawn, seed: int = 5, model_type: str = "gemma4_assistant", **changes: Any) -> Couple:
-    """An assistant that fits a target: `changes` of its own facts, or of its body under "text_config"."""
-    t = target.keys
+    """An assistant that fits a target, of text or with towers around it.
+
+    changes   of its own facts, or of its body's under "text_config"
+    """
+    t = target.keys.get("text_config", target.keys)
     kept = ("vocab_size", "head_dim", "global_head_dim", "num_key_value_heads", "num_global_key_value_heads")
     kept += ("attention_k_eq_v", "num_attention_heads", "sliding_window", "rope_parameters", "rms_norm_eps")
     text = {
@@ -68,13 +71,22 @@ WITH_BOTH = {"layer_types": [SLIDING, FULL, SLIDING, FULL, SLIDING, FULL], "num_
 """two layers of each kind that have keys of their own: the last of a kind is not the only one"""
 ORDERED = {"use_ordered_embeddings": True, "num_centroids": 13, "centroid_intermediate_top_k": 4}
 LONG_SIGHT = {"sliding_window": 32}
+CAPPED = {"final_logit_softcapping": 2.0}
 PINNED = {
     "dense": beside(drawn_of(DENSE, **WITH_BOTH)),
     "ordered": beside(drawn_of(EDGE, vocab_size=130, vocab_size_per_layer_input=130), **ORDERED),
-    "unified": beside(drawn_of(DENSE, **WITH_BOTH, **LONG_SIGHT), model_type=UNIFIED),
+    "unified": beside(drawn_of(DENSE, **WITH_BOTH, **LONG_SIGHT), model_type=UNIFIED, text_config=CAPPED),
     "experts": beside(drawn_of(EXPERTS, **WITH_BOTH), text_config={"attention_bias": True}, tie_word_embeddings=False),
 }
-"""one of each: a dense head in a narrow window; clusters beside shared layers; a wide window; biases, a head apart"""
+"""a dense head in a narrow window; clusters beside shared layers; a wide window and a softcap; biases, a head apart"""
+
+
+def shared_by(ranks: int, config: Mapping[str, Any], **changes: Any) -> Couple:
+    """Four layers of a size and an assistant that so many ranks can share."""
+    layers = {"layer_types": [SLIDING, FULL, SLIDING, FULL], "num_hidden_layers": 4}
+    shared = {"num_kv_shared_layers": 2 if config.get("num_kv_shared_layers") else 0, "intermediate_size": 48}
+    words = {"vocab_size": 130, "vocab_size_per_layer_input": 130}
+    return beside(drawn_of({**config, **layers, **shared, **words}, ranks), **changes)
 
 
 def _keeps_both_kinds(target: Drawn) -> bool:

@@ -4,6 +4,7 @@ A drawn config is the target's, and the module's too: both are read from one fil
 """
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from harness.checkpoints import CONFIG, SINGLE, save_checkpoint, state_of
 from reference.drafts.deepseek_nextn import DeepseekNextnConfig, DeepseekNextnDraft
 from reference.drafts.qwen3_moe_mtp import Qwen3MoeMtpConfig, Qwen3MoeMtpDraft
+from suites.catalog import open_speculation
 from suites.draws import Drawn, variant, write_target
 from suites.families.deepseek import SIGMOID, THIRD, deepseek_targets, tiny_deepseek
 from suites.families.qwen3_moe import NORMED, qwen3_moe_targets, tiny_qwen3_moe
+from suites.opened import OpenSpeculation
 
 TABLES = ("embed_tokens.weight", "lm_head.weight")
 
@@ -80,12 +83,21 @@ def write_alone(drawn: Drawn, folder: Path) -> Path:
     return folder
 
 
+def open_whole(
+    drawn: Drawn, side: str = "reference", dtype: torch.dtype = torch.float64, **how: Any
+) -> OpenSpeculation:
+    """Target and module, opened from one folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory() as root:
+        path = write_whole(drawn, Path(root))
+        return open_speculation(path, path, side=side, dtype=dtype, **how)
+
+
 @st.composite
 def next_token_pairs(draw: st.DrawFn, family: str, **facts: Any) -> Drawn:
     """A target and its module: one layer of Qwen3-MoE, one to three of DeepSeek V3."""
     if family == "qwen3_moe_mtp":
         return draw(qwen3_moe_targets(**facts))
-    drawn = draw(deepseek_targets(models=(THIRD,), **facts))
+    drawn = draw(deepseek_targets((THIRD,), **facts))
     behind = {"num_nextn_predict_layers": draw(st.integers(1, 3))}
     if draw(st.booleans()):
         behind["nextn_zero_first_embedding"] = True

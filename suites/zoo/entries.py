@@ -1,5 +1,6 @@
 """What the zoo holds: one entry a target, one entry a pair. A recipe is every number; the rest is `train_*.py`."""
 
+from suites.zoo.train_draft import DraftRecipe
 from suites.zoo.train_target import TargetRecipe
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -18,10 +19,11 @@ TARGETS = {
             "rms_norm_eps": 1e-5,
             "tie_word_embeddings": False,
         },
-        steps=1400,
+        tokens_a_step=4096,
         learning_rate=4e-3,
         muon_rate=None,
         warmup=60,
+        loop_rounds=0,
     ),
     "gemma3": TargetRecipe(
         "gemma3_text",
@@ -100,3 +102,78 @@ TARGETS = {
         },
     ),
 }
+
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+EAGLE = {**HEADS, "intermediate_size": 512, "draft_vocab_size": 832}
+
+DRAFTS = {
+    "llama-eagle3": DraftRecipe("eagle3", EAGLE, draft_vocab=832, steps=2400, samples=2048, muon_rate=None, warmup=60),
+    "llama-eagle3-postnorm": DraftRecipe("eagle3-postnorm", EAGLE, draft_vocab=832),
+    "llama-peagle": DraftRecipe("peagle", EAGLE, draft_vocab=832),
+    "llama-dflash": DraftRecipe(
+        "dflash", {**HEADS, "intermediate_size": 384, "num_hidden_layers": 2, "block_size": 4}
+    ),
+    "llama-standalone": DraftRecipe(
+        "standalone",
+        {
+            "hidden_size": 96,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 32,
+        },
+        steps=1600,
+        draft_steps=1,
+    ),
+    "gemma3-eagle3": DraftRecipe("eagle3", EAGLE, draft_vocab=832),
+    "deepseek-eagle3-mla": DraftRecipe(
+        "eagle3-mla",
+        {
+            "intermediate_size": 512,
+            "draft_vocab_size": 832,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 48,
+            "kv_lora_rank": 48,
+            "qk_nope_head_dim": 24,
+            "qk_rope_head_dim": 16,
+            "v_head_dim": 32,
+        },
+        draft_vocab=832,
+    ),
+    "qwen3_moe-mtp": DraftRecipe("mtp", {}, bfloat16=False),
+    "gemma4-assistant": DraftRecipe(
+        "assistant",
+        {
+            "text_config": {
+                "model_type": "gemma4_text",
+                "vocab_size": 1024,
+                "hidden_size": 128,
+                "intermediate_size": 192,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 32,
+                "num_global_key_value_heads": 1,
+                "global_head_dim": 64,
+                "attention_k_eq_v": True,
+                "num_kv_shared_layers": 4,
+                "sliding_window": 64,
+                "layer_types": [*[SLIDING] * 3, FULL],
+                "hidden_size_per_layer_input": 0,
+                "vocab_size_per_layer_input": 0,
+                "max_position_embeddings": 512,
+                "rms_norm_eps": 1e-6,
+                "bos_token_id": 0,
+                "eos_token_id": 0,
+            }
+        },
+    ),
+}
+"""a draft's folder is its target's name, a hyphen and its own"""
+
+
+def target_of(draft: str) -> str:
+    """llama-eagle3-postnorm -> llama"""
+    return draft.partition("-")[0]

@@ -9,15 +9,16 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from harness.checkpoints import save_checkpoint, state_of
 from harness.conventions import default_points
 from reference.outputs import TargetOutput
+from suites.zoo.published import WAYS
 from suites.zoo.train_target import Descent, learning_rate_share
 
 
@@ -26,17 +27,19 @@ class DraftRecipe:
     """Every number that a draft depends on besides its target and the corpus."""
 
     way: str
-    """a key of `published.WAYS` and of `ways.WAYS`"""
+    """a key of `published.WAYS`"""
     architecture: dict[str, Any] = field(hash=False)
     """keys of the published config beyond those that its way has in common with its target"""
-    steps: int = 1200
+    draft_vocab: int | None = None
+    """tokens that can be proposed, those seen most often; all when None"""
+    steps: int = 1000
     tokens_a_step: int = 2048
     width: int = 128
     """tokens of a window; every eighth step reads windows of `sample_width`"""
     draft_steps: int = 3
     step_decay: float = 0.8
     """loss of draft step k weighs step_decay ** k"""
-    samples: int = 1536
+    samples: int = 1024
     """continuations that the target writes itself, half at temperature 1, half greedy"""
     sample_width: int = 256
     sample_prompt: int = 64
@@ -45,18 +48,9 @@ class DraftRecipe:
     muon_rate: float | None = 0.02
     warmup: int = 40
     weight_decay: float = 0.05
+    bfloat16: bool = True
+    """matrix products of training in bfloat16; experts of the reference pages take one dtype throughout"""
     seed: int = 0
-
-
-class Lesson(NamedTuple):
-    """What the target knew and said about a batch of text."""
-
-    tokens: Tensor
-    """[B, T]"""
-    out: TargetOutput
-    """aux at the default capture points"""
-    probabilities: Tensor
-    """[B, T, Vd] the target's, of the tokens that have a draft id"""
 
 
 @torch.no_grad()
@@ -94,36 +88,99 @@ def choose_draft_vocab(tokens: Tensor, vocab: int, draft_vocab: int) -> Tensor:
     return torch.bincount(tokens, minlength=vocab).topk(draft_vocab).indices.sort().values
 
 
-@torch.no_grad()
-def teach(target: PreTrainedModel, tokens: Tensor, ids: Tensor) -> Lesson:
-    """One pass of the target.
+def new_draft(target: PreTrainedModel, config: dict[str, Any], recipe: DraftRecipe, ids: Tensor) -> Any:
+    """A draft that starts from what it can copy: the target's table (kept), its head and its final norm.
 
-    tokens  [B, T]
-    ids     [Vd]
+    ids  [Vd]
     """
-    with torch.autocast("cpu", torch.bfloat16):
-        out = target(tokens, output_hidden_states=True, use_cache=False)
-    points = default_points(target.config.num_hidden_layers)
-    # transformers' hidden_states[c] is capture point c for every c below the last layer; the last one is normed
-    aux = torch.stack([out.hidden_states[point].float() for point in points], 2)
-    logits = out.logits.float()
-    known = TargetOutput(logits, out.hidden_states[-1].float(), aux)
-    return Lesson(tokens, known, logits.softmax(-1)[..., ids])
+    torch.manual_seed(recipe.seed)
+    way = WAYS[recipe.way]
+    facts = way.read_config(config)
+    draft = way.build(facts)
+    for parameter in draft.parameters():
+        torch.nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else torch.nn.init.ones_(parameter)
+    given = {"embed_tokens.weight": target.get_input_embeddings().weight, "lm_head.weight": target.lm_head.weight[ids]}
+    given["norm.weight"] = target.model.norm.weight + ("gemma3" in target.config.model_type)
+    own = dict(draft.named_parameters())
+    with torch.no_grad():
+        for name, value in given.items():
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
+        if "d2t" in dict(draft.named_buffers()):
+            draft.d2t.copy_(ids - torch.arange(len(ids)))
+            draft.t2d[ids] = True
+    for name in optional(facts):
+        own[name].requires_grad_(False)
+    return draft
 
 
-def step_losses(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """Soft cross entropy of every draft step against the target's distribution, averaged over the text.
+def optional(facts: Any) -> tuple[str, ...]:
+    """The weights that a file leaves to the target, and training too."""
+    return tuple(name for name in getattr(facts, "optional", ()) if name.endswith(".weight"))
 
-    logits         [K, B, T, Vd]  column t of step k proposes the token after x_{t+k+1}; later columns have no next token
-    probabilities  [B, T, Vd]
-    ->             losses [K]
-    """
-    losses = []
-    for k, step in enumerate(logits):
-        known = probabilities.shape[1] - k - 1
-        log_q = step[:, :known].float().log_softmax(-1)
-        losses.append(-(probabilities[:, k + 1 :] * log_q).sum(-1).mean())
-    return torch.stack(losses)
+
+class Teacher:
+    """A frozen target, and the draft that asks it."""
+
+    def __init__(
+        self, target: PreTrainedModel, draft: Any, ids: Tensor, bfloat16: bool = True, page: Any = None
+    ) -> None:
+        """page: the target's reference module, for a draft that reads keys; transformers keeps no such cache."""
+        self.target, self.draft, self.ids, self.page = target, draft, ids, page
+        self.bfloat16 = bfloat16
+        if page is not None:
+            draft.join(page)
+
+    @torch.no_grad()
+    def teach(self, tokens: Tensor) -> tuple[TargetOutput, Tensor]:
+        """One pass of the target: tokens [B, T] -> what it knew, its distribution over draft ids [B, T, Vd]"""
+        with torch.autocast("cpu", torch.bfloat16):
+            out = self.target(tokens, output_hidden_states=True, use_cache=False)
+        points = default_points(self.target.config.num_hidden_layers)
+        # transformers' hidden_states[c] is capture point c for every c below the last layer; the last one is normed
+        aux = torch.stack([out.hidden_states[point].float() for point in points], 2)
+        logits = out.logits.float()
+        return TargetOutput(logits, out.hidden_states[-1].float(), aux), logits.softmax(-1)[..., self.ids]
+
+    def losses(self, tokens: Tensor, num_steps: int) -> Tensor:
+        """Soft cross entropy of every draft step against the target's distribution, averaged over the text.
+
+        tokens  [B, T]
+        ->      [K]
+        """
+        out, probabilities = self.teach(tokens)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            if hasattr(self.draft, "blocks"):
+                return self._blocks(tokens, out, probabilities, num_steps)
+            keys = {} if self.page is None else {"cache": self._keys(tokens)}
+            logits = self.draft.unroll(tokens, self.draft.read(out), num_steps, **keys)
+        # column t of step k proposes the token after x_{t+k+1}; later columns have no next token
+        width = tokens.shape[1]
+        return torch.stack(
+            [cross_entropy(step[:, : width - k - 1], probabilities[:, k + 1 :]) for k, step in enumerate(logits)]
+        )
+
+    def _blocks(self, tokens: Tensor, out: TargetOutput, probabilities: Tensor, num_steps: int) -> Tensor:
+        """Blocks at random anchors: every column would cost K + 1 times as much and teach little more."""
+        batch, width = tokens.shape
+        anchors = 1 + torch.rand(batch, width - num_steps).topk(width // 4, -1).indices.sort(-1).values
+        logits = self.draft.blocks(tokens, self.draft.read(out), anchors, num_steps)  # [B, X, K, Vd]
+        rows = torch.arange(batch)[:, None]
+        return torch.stack(
+            [cross_entropy(logits[:, :, k], probabilities[rows, anchors + k]) for k in range(num_steps)]
+        )
+
+    def _keys(self, tokens: Tensor) -> Any:
+        """The cache of the target's page after it read `tokens`."""
+        cache = self.page.new_cache(*tokens.shape)
+        with torch.no_grad():
+            self.page(tokens, cache=cache)
+        return cache
+
+
+def cross_entropy(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """logits [B, T, Vd], probabilities [B, T, Vd] -> their mean cross entropy"""
+    return -(probabilities * logits.float().log_softmax(-1)).sum(-1).mean()
 
 
 def batches(stream: Tensor, samples: Tensor, recipe: DraftRecipe) -> Iterator[Tensor]:
@@ -146,3 +203,50 @@ def batches(stream: Tensor, samples: Tensor, recipe: DraftRecipe) -> Iterator[Te
         written = samples[draw(len(samples), half), draw(samples.shape[1] - width + 1, half) + columns]
         yield torch.cat([read, written])
         step += 1
+
+
+def fit_draft(
+    teacher: Teacher, stream: Tensor, samples: Tensor, recipe: DraftRecipe, report: Callable[[int, float], None]
+) -> None:
+    """Train the teacher's draft; `report(step, loss)` is called after every step.
+
+    stream   [n]
+    samples  [samples, T]
+    """
+    torch.manual_seed(recipe.seed)
+    weights = recipe.step_decay ** torch.arange(recipe.draft_steps)
+    descent = Descent(teacher.draft, (recipe.learning_rate, recipe.muon_rate), recipe.weight_decay)
+    source = batches(stream, samples, recipe)
+    for step in range(recipe.steps):
+        losses = teacher.losses(next(source), recipe.draft_steps)
+        descent.step(losses @ weights, learning_rate_share(step, recipe.steps, recipe.warmup))
+        mean = losses.mean().item()
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the draft's loss is {mean} at step {step}")
+        report(step, mean)
+    teacher.draft.eval()
+
+
+def save_draft(draft: Any, config: dict[str, Any], recipe: DraftRecipe, folder: Path) -> None:
+    """Write config.json and model.safetensors (bf16) as trainers do; what the file may leave to the target is left."""
+    tensors = {}
+    for name, tensor in state_of(draft).items():
+        is_map = name in ("d2t", "t2d")
+        if name in optional(draft.c) or (is_map and recipe.draft_vocab is None):
+            continue
+        published = WAYS[recipe.way].spell(name)
+        tensors[published] = (tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor).detach()
+    save_checkpoint(folder, config, tensors)
+
+
+@torch.no_grad()
+def held_out_losses(teacher: Teacher, stream: Tensor, recipe: DraftRecipe) -> list[float]:
+    """`Teacher.losses` over 64 windows spread over held-out text.
+
+    stream  [n]
+    """
+    torch.manual_seed(recipe.seed)
+    starts = torch.linspace(0, len(stream) - recipe.width, 64).long()
+    windows = stream[starts[:, None] + torch.arange(recipe.width)]
+    parts = [teacher.losses(part, recipe.draft_steps) for part in windows.split(16)]
+    return torch.stack(parts).mean(0).tolist()

@@ -14,13 +14,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast)
 
 from suites.zoo.corpus import END
 from suites.zoo.muon import Muon
 
 BALANCE_RATE = 1e-3
 """step of a router's correction bias towards experts that got less than their share, DeepSeek-V3's rule"""
+
+LOOP_TEXTS, LOOP_PROMPT, LOOP_LENGTH, LOOP_BATCH = 128, 64, 72, 16
+"""of a round of `unlearn_loops`: texts, tokens given, tokens said, texts a step"""
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,19 @@ class TargetRecipe:
     """keys of the published config; what every target of the zoo shares is filled in"""
     vocab: int = 1024
     positions: int = 512
-    steps: int = 900
-    tokens_a_step: int = 4096
+    steps: int = 1400
+    tokens_a_step: int = 2048
     learning_rate: float = 3e-3
     """of Adam: all parameters, or with `muon_rate` the tables and vectors alone"""
     muon_rate: float | None = 0.02
     """of Muon, for the matrices between the tables; None trains everything with Adam"""
     warmup: int = 40
     weight_decay: float = 0.1
+    loop_rounds: int = 6
+    """of `unlearn_loops`, after the steps"""
+    loop_weight: float = 2.0
+    loop_share: float = 0.1
+    """of the learning rates, in `unlearn_loops`"""
     seed: int = 0
 
     def config(self) -> PreTrainedConfig:
@@ -81,6 +89,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def is_matrix(p: Tensor) -> bool:
+    """Whether there are rows and columns; a mask's state [1, 1, X] is a vector."""
+    return p.dim() > 1 and min(p.shape[-2:]) > 1
+
+
 class Descent:
     """The optimizers of one model on one schedule."""
 
@@ -90,7 +103,7 @@ class Descent:
         self.model = model
         tables = ("embed", "lm_head", "gate.weight")
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        inner = [p for name, p in trained if p.dim() > 1 and not any(table in name for table in tables)]
+        inner = [p for name, p in trained if is_matrix(p) and not any(table in name for table in tables)]
         self.optimizers: list[torch.optim.Optimizer] = []
         if muon_rate is None:
             groups = parameter_groups(model, weight_decay)
@@ -151,6 +164,61 @@ def fit_target(stream: Tensor, recipe: TargetRecipe, report: Callable[[int, floa
             raise FloatingPointError(f"the target's loss is {loss.item()} at step {step}")
         report(step, loss.item())
     return model.eval()
+
+
+@torch.no_grad()
+def say_on(model: PreTrainedModel, tokens: Tensor, length: int) -> Tensor:
+    """Greedy continuations.
+
+    tokens  [B, T]
+    ->      [B, T + length]
+    """
+    cache, unread = DynamicCache(config=model.config), tokens
+    for _ in range(length):
+        unread = model(unread, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)[:, None]
+        tokens = torch.cat([tokens, unread], 1)
+    return tokens
+
+
+def closes_repeat(text: Tensor, size: int = 4) -> Tensor:
+    """Whether the `size`-gram that ends here stood earlier in the same text.
+
+    text  [B, T]
+    ->    [B, T]
+    """
+    grams = text.unfold(1, size, 1)  # [B, T - size + 1, size]
+    same = (grams[:, :, None] == grams[:, None]).all(-1)
+    return F.pad(same.tril(-1).any(-1), (size - 1, 0))
+
+
+def unlearn_loops(model: PreTrainedModel, stream: Tensor, recipe: TargetRecipe, report: Callable[[int, float], None]) -> None:
+    """Make tokens unlikely that close a repeated 4-gram in what the model says greedily; `report(round, share)`.
+
+    A small target loops when it decodes greedily, and loops are easy to draft. Sequence-level unlikelihood training
+    beside ordinary steps on the corpus: Welleck et al., arXiv 1908.04319.
+
+    stream  [n]
+    """
+    generator = torch.Generator().manual_seed(recipe.seed + 1)
+    descent = Descent(model, (recipe.learning_rate, recipe.muon_rate), 0.0)
+    batches = windows(stream, recipe)
+    columns, steps, step = torch.arange(LOOP_PROMPT), recipe.loop_rounds * (LOOP_TEXTS // LOOP_BATCH), 0
+    for number in range(recipe.loop_rounds):
+        starts = torch.randint(0, len(stream) - LOOP_PROMPT, (LOOP_TEXTS, 1), generator=generator)
+        texts = say_on(model.eval(), stream[starts + columns], LOOP_LENGTH)
+        closing = closes_repeat(texts[:, LOOP_PROMPT:])
+        report(number, closing[:, 3:].float().mean().item())
+        for text, wrong in zip(texts.split(LOOP_BATCH), closing.split(LOOP_BATCH), strict=True):
+            batch = next(batches)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model.train()(batch[:, :-1], use_cache=False).logits
+                said = model(text[:, :-1], use_cache=False).logits[:, LOOP_PROMPT - 1 :]
+            loss = F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+            p = said.float().softmax(-1).gather(-1, text[:, LOOP_PROMPT:, None])[..., 0]
+            unlikely = -((1 - p).clamp_min(1e-4).log() * wrong).mean()
+            descent.step(loss + recipe.loop_weight * unlikely, recipe.loop_share * learning_rate_share(step, steps, 4))
+            step += 1
+    model.eval()
 
 
 @torch.no_grad()
