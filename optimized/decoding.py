@@ -122,8 +122,10 @@ class Engine:
     def _tree(self, wanted: Plan, topk: int, num_steps: int) -> TreePlan:
         """The same with trees of as many nodes as there were drafts; errors: TreeError, EngineError."""
         check(topk, num_steps, wanted.num_draft_tokens)
-        if wanted.forced or not hasattr(self.draft.way, "branch"):
-            raise EngineError("forced_rates and drafts that propose all tokens at once are for chains, not for trees")
+        if self.draft is not None and getattr(self.draft.way, "branch", None) is None:
+            raise EngineError(f"{self.draft.way.__name__} has no step for a beam of tokens: chains alone, no trees")
+        if wanted.forced:
+            raise EngineError("forced_rates are for chains: a tree accepts what its target says")
         return TreePlan(0, 0, wanted.capacity, num_steps, wanted.sampled, False, topk, wanted.num_draft_tokens)
 
     def _plan(

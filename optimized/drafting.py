@@ -186,13 +186,15 @@ class Block:
         self.draft.remember(self.draft.read(state), state.settled_positions(), self.cache)
         asked = self.draft.ask(state.root, state.plan.num_draft_tokens)
         top = self.draft.states(asked, state.lengths[:, None] + state.columns, self.cache, num_slots)
-        return top[:, 1:], top[:, 0]
+        return by_draft(top[:, 1:]), top[:, 0]
 
 
 class Parallel(Recurrent):
     """P-EAGLE: what EAGLE-3 reads up to the root, then masks at the positions after it, in one pass."""
 
     reads_features = False
+    # a way that takes one step has no level to grow a tree from
+    branch = None  # type: ignore[assignment]
 
     def start(self, num_slots: int | None) -> tuple[Tensor, Tensor]:
         """As `Recurrent.start`, but all K at once: `next` has nothing left to do."""
@@ -207,4 +209,9 @@ class Parallel(Recurrent):
         positions = place.masked_fill(column > last + more, PADDING)
         top, feedback = draft.states(tokens, read, positions, self.cache, num_slots)
         tops = top.gather(1, asked[..., None].expand(-1, -1, top.shape[2]))
-        return tops, draft.at.ops.gather_rows(feedback, state.accepted)
+        return by_draft(tops), draft.at.ops.gather_rows(feedback, state.accepted)
+
+
+def by_draft(tops: Tensor) -> Tensor:
+    """The rows of one draft side by side, as the head's kernels read them: [B, J, H] -> [B, J, H]"""
+    return tops.transpose(0, 1).contiguous().transpose(0, 1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from optimized.drafting import Chunk
-from optimized.shell import Media, Shell
+from optimized.shell import Media
 from optimized.state import PADDING
 
 
@@ -70,22 +70,23 @@ def read_prompts(target: Any, rows: Sequence[Tensor], batch: int, inputs: Mappin
 
     inputs  images, audio and video of the rows, named as the target's `forward` names them
     """
-    device, shell = target.at.device, target if isinstance(target, Shell) else None
+    # asked by what it can do: what the loop sees of a target may stand around it
+    device, sees = target.at.device, hasattr(target, "sense")
     tokens = torch.zeros(batch, max(len(row) for row in rows), dtype=torch.int64)
     for out, row in zip(tokens, rows, strict=False):
         out[: len(row)] = row.cpu()
-    known = tokens if shell is None else shell.known(tokens)
+    known = target.known(tokens) if sees else tokens
     if known.min() < 0 or known.max() >= target.c.vocab:
         raise EngineError(
             f"prompts hold token ids {int(known.min())}..{int(known.max())}, legal are 0..{target.c.vocab - 1}"
         )
-    if inputs and shell is None:
+    if inputs and not sees:
         raise EngineError(f"{type(target).__name__} reads text alone, and was given {', '.join(inputs)}")
     length = torch.tensor([*map(len, rows), *[0] * (batch - len(rows))], device=device)
     column = torch.arange(tokens.shape[1], device=device).expand(batch, -1)
     positions = torch.where(column < length[:, None], column, PADDING)
     media = None
-    if inputs and shell is not None:
+    if inputs:
         real = slice(len(rows))
-        media = shell.sense(tokens[real].to(device), positions[real], **inputs).filled(batch)
+        media = target.sense(tokens[real].to(device), positions[real], **inputs).filled(batch)
     return Prompts(known.to(device), positions, length, media)

@@ -1,6 +1,6 @@
 """Trees of drafts over static shapes: the equations of `reference/trees.py`, without a loop over nodes or a host read.
 
-Letters: reference/README.md; T nodes, C candidates, X members of a beam.
+Letters: reference/README.md; T nodes, C candidates, X members of a beam, Y offers, P nodes of a path.
 """
 
 from collections.abc import Sequence
@@ -82,11 +82,13 @@ def begin(root: Tensor, dtype: torch.dtype) -> tuple[Candidates, Beam]:
 
 
 def likeliest(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """The best draft ids after each row, and their chances; of equal ones any.
+    """The best draft ids after each row, and their chances, of equal ones any; errors: TreeError where there are fewer.
 
     logits  [B, X, Vd]
     ->      ids [B, X, Y], chances [B, X, Y]
     """
+    if topk > logits.shape[-1]:
+        raise TreeError(f"topk is {topk}, the draft knows {logits.shape[-1]} tokens")
     chances, ids = logits.to(wide_type(logits.dtype)).softmax(-1).topk(topk, -1)
     return ids, chances
 

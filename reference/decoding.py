@@ -72,12 +72,11 @@ class Chain:
             )
 
     def prefill(self, tokens: Tensor, lengths: Tensor, inputs: Mapping[str, Any]) -> tuple[Tensor, Step]:
-        """Read the prompts; the root and what the draft will propose from.
+        """Read the prompts; the roots and the draft's first step, of no column when K is 0.
 
         tokens   [B, T]  padded on the right
         lengths  [B]
         inputs   images, audio and video of the prompts, as the target takes them
-        ->       root [B], the draft's first step, of no column when K is 0
         """
         self.lengths = lengths
         out = self.target(tokens, None, self.capture, self.target_cache, **inputs)
@@ -283,8 +282,8 @@ def generate(
     if num_draft_tokens and (topk > 1 or num_steps):
         depth = num_steps or num_draft_tokens - 1
         trees.check(topk, depth, num_draft_tokens)
-        if not hasattr(draft.way, "branch"):
-            raise ValueError(f"{draft.way.__name__} proposes all tokens at once: chains alone, no trees")
+        if getattr(draft.way, "branch", None) is None:
+            raise ValueError(f"{draft.way.__name__} has no step for a beam of tokens: chains alone, no trees")
         chain = Tree(target, draft, capture, depth, *how, topk=topk, num_nodes=num_draft_tokens)
     chain.open(len(rows), tokens.shape[1] + num_tokens + chain.room)
 

@@ -102,7 +102,13 @@ class Standalone:
         self.draft, self.cache = draft, draft.new_cache(batch, num_slots)
 
     def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
-        """As `Recurrent.start`; the root is one column more, at the position after the last that stands."""
+        """As `Recurrent.start`; the root is one column more, at the position after the last that stands.
+
+        tokens     [B, T]
+        following  [B, T]
+        positions  [B, T]
+        last       [B]
+        """
         column = (last + 1)[:, None]
         tokens = torch.cat([tokens, tokens[:, :1]], 1).scatter(1, column, following.gather(1, last[:, None]))
         positions = torch.cat([positions, positions[:, -1:] + 1], 1)
@@ -110,16 +116,16 @@ class Standalone:
         return Step(row(logits, last + 1), row(feedback, last + 1))
 
     def next(self, token: Tensor, feedback: Tensor, lengths: Tensor, k: int) -> Step:
-        """As `Recurrent.next`."""
+        """token [B, 1], feedback [B, 1, H], lengths [B] -> as `Recurrent.next`"""
         return Step(*self.draft(token, None, (lengths + k - 1)[:, None], self.cache))
 
     def branch(self, tokens: Tensor, feedback: Tensor, lengths: Tensor, k: int, words: Tensor) -> Step:
-        """As `Recurrent.branch`; the root has a slot already."""
+        """tokens [B, X], feedback [B, X, H], lengths [B], words [B, X] -> as `Recurrent.branch`; the root has a slot"""
         positions, slots, visible = level(lengths + 1, k, words, self.cache.num_slots)
         return Step(*self.draft(tokens, None, positions, self.cache, slots, visible))
 
     def forget(self, lengths: Tensor) -> None:
-        """As `Recurrent.forget`."""
+        """lengths [B] -> as `Recurrent.forget`; the root stays"""
         self.cache.roll_back(lengths + 1)
 
 
@@ -132,20 +138,26 @@ class FrozenKeys:
         self.draft, self.keys = draft, target_cache
 
     def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
-        """As `Recurrent.start`; only the root and the last state that stands are read."""
+        """As `Recurrent.start`; only the root and the last state that stands are read.
+
+        tokens     [B, T]
+        following  [B, T]
+        positions  [B, T]
+        last       [B]
+        """
         root, hidden = following.gather(1, last[:, None]), row(self.draft.read(out), last)
         return Step(*self.draft(root, hidden, positions.gather(1, last[:, None]), self.keys))
 
     def next(self, token: Tensor, feedback: Tensor, lengths: Tensor, k: int) -> Step:
-        """As `Recurrent.next`; the position stands still."""
+        """token [B, 1], feedback [B, 1, H], lengths [B] -> as `Recurrent.next`; the position stands still"""
         return Step(*self.draft(token, feedback, (lengths - 1)[:, None], self.keys))
 
     def branch(self, tokens: Tensor, feedback: Tensor, lengths: Tensor, k: int, words: Tensor) -> Step:
-        """As `Recurrent.branch`; queries leave nothing that another could see."""
+        """tokens [B, X], feedback [B, X, H], lengths [B], words [B, X] -> as `Recurrent.branch`; nobody sees a query"""
         return Step(*self.draft(tokens, feedback, (lengths - 1)[:, None].expand_as(tokens), self.keys))
 
     def forget(self, lengths: Tensor) -> None:
-        """Nothing: no step has written anything."""
+        """lengths [B] -> nothing: no step has written anything"""
 
 
 class Block:
@@ -159,7 +171,13 @@ class Block:
         self.cache = draft.new_cache(batch, num_slots + num_draft_tokens + 1)
 
     def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
-        """As `Recurrent.start`, but all K at once: `next` has nothing left to do."""
+        """As `Recurrent.start`, but all K at once: `next` has nothing left to do.
+
+        tokens     [B, T]
+        following  [B, T]
+        positions  [B, T]
+        last       [B]
+        """
         # columns that do not stand lie at n or beyond: the block takes their slots, or they lie behind it
         self.draft.remember(self.draft.read(out), positions, self.cache)
         asked = self.draft.ask(following.gather(1, last[:, None]), self.num_draft_tokens)[:, 0]
@@ -179,7 +197,13 @@ class Parallel:
         self.cache = draft.new_cache(batch, num_slots + num_draft_tokens)
 
     def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
-        """As `Recurrent.start`, but all K at once: `next` has nothing left to do."""
+        """As `Recurrent.start`, but all K at once: `next` has nothing left to do.
+
+        tokens     [B, T]
+        following  [B, T]
+        positions  [B, T]
+        last       [B]
+        """
         more, read = self.num_draft_tokens - 1, self.draft.read(out)
         column = torch.arange(tokens.shape[1] + more, device=tokens.device)
         # every column after the root is a mask: those that did not stand too, and they lie behind the ones asked for

@@ -4,10 +4,10 @@ A draft offers the `topk` likeliest tokens after the root, and again after each 
 it offers is a candidate. For a tree of S levels (`num_steps`) and D nodes (`num_draft_tokens`, the root included):
 
     (1)  c(v) = c(u) q(v | root .. u)                  the score of v, offered after u; c(root) = 1
-    (2)  the beam of a level: its topk best candidates            topk are there on level 1, topk^2 on every other
+    (2)  the beam of a level: its topk best candidates      out of topk on level 1, of topk^2 on every other
     (3)  the nodes: the root and the D - 1 best candidates of all levels
-    (4)  node v at depth d stands at position n + d               the root, at n, is not yet read; n tokens are
-    (5)  node v sees the n tokens, itself and its ancestors:      bits w(v) = 1 << v | w(parent of v)
+    (4)  node v at depth d stands at position n + d         n tokens are read and stand; the root, at n, is not
+    (5)  node v sees those n, its ancestors and itself      as bits: w(v) = w(parent of v) | 1 << v
     (6)  v stands if the target's own token after its parent is v, and its parent stands; the root always does
 
 Candidates are numbered level by level, on a level by (place of u in the beam, rank of v after u); of equal scores the
@@ -20,7 +20,9 @@ whatever the tree. (Engines walk through the children of a node with one number 
 share of the target's chances: the same law. Rejection sampling would need children that were drawn, not the best.)
 
 In the caches node v lies in slot n + v until `Cache.compact` moves the path that stands to slots n, n + 1, ..
-A chain is the tree of topk = 1.  Papers: arXiv 2305.09781 (trees), 2406.16858 (scores).  Letters: reference/README.md.
+A chain is the tree of topk = 1.  Papers: arXiv 2305.09781 (trees), 2406.16858 (scores).
+
+Letters: reference/README.md; T = D nodes, C candidates, X members of a beam, Y = topk offers, P = S + 1 of a path.
 """
 
 from typing import NamedTuple
@@ -100,11 +102,13 @@ def grow(known: Candidates, beam: Beam, ids: Tensor, chances: Tensor) -> tuple[C
 
 
 def likeliest(logits: Tensor, topk: int) -> tuple[Tensor, Tensor]:
-    """The best draft ids after each row, and their chances.
+    """The best draft ids after each row, and their chances; errors: ValueError where there are fewer.
 
     logits  [B, X, Vd]
     ->      ids [B, X, Y], chances [B, X, Y]
     """
+    if topk > logits.shape[-1]:
+        raise ValueError(f"topk is {topk}, the draft knows {logits.shape[-1]} tokens")
     chances = logits.double().softmax(-1)
     ids = leading(chances, topk)
     return ids, chances.gather(-1, ids)

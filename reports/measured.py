@@ -113,10 +113,10 @@ def positions(records: Records) -> Section:
 
 
 def separation(records: Records) -> Section:
-    """How surely each other reading of the capture points is worse than the published one, on the same sequences."""
+    """How surely each other reading of a checkpoint is worse than the stated one, on the same sequences."""
     readings = [*_by_length(records.accepts), *_by_loss(records.samples)]
     if not readings:
-        return Section("not measured: no run of this record varied the capture points (draftproof bench acceptance)")
+        return Section("not measured: no run of this record varied what a draft reads (draftproof bench acceptance)")
     pairs = {r.case.pair for r in readings}
     several = len({(r.case.pair, r.case.variant) for r in readings}) < len(readings)
     rows, drawn = [], {}
@@ -124,12 +124,12 @@ def separation(records: Records) -> Section:
         name = f"{r.case.pair}: {r.case.variant}" if len(pairs) > 1 else r.case.variant
         label = f"{name}, {r.unit}" if several else name
         label = label if label not in drawn else f"{label} ({i})"
-        points = ", ".join(map(str, r.case.capture_points)) or "not recorded"
+        points = ", ".join(map(str, r.case.capture_points)) or "none"
         rows.append((label, points, f"{r.worse.value:+.3f} {r.unit}", _range(r.worse), f"{r.errors:+.1f}"))
         if math.isfinite(r.errors):
             drawn[label] = r.errors
     note = f"Mean paired loss over its standard error; beyond {APART:g} (dashed) two readings are told apart."
-    title = "Capture points, against the published ones"
+    title = "Other readings, against the stated ones"
     plots = (figures.lollipops("separation", title, drawn, "standard errors worse", APART, note),) if drawn else ()
     return Section("", ("", "capture points", "worse by", "95 % interval", "standard errors"), tuple(rows), plots)
 

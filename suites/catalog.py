@@ -130,10 +130,19 @@ SPECULATIONS = {
         _speculation("llama", "peagle", "peagle"),
         _speculation("llama", "standalone", "standalone"),
         _speculation("gemma3", "eagle3", "eagle3"),
+        _speculation("gemma3_mm", "eagle3", "eagle3"),
         _speculation("gemma4", "eagle3", "eagle3"),
+        _speculation("gemma4", "assistant", "gemma4_assistant"),
+        _speculation("gemma4_mm", "eagle3", "eagle3"),
+        _speculation("gemma4_mm", "assistant", "gemma4_assistant"),
+        _speculation("gemma4_unified", "eagle3", "eagle3"),
+        _speculation("gemma4_unified", "assistant", "gemma4_assistant"),
         _speculation("qwen3_moe", "eagle3", "eagle3"),
+        _speculation("qwen3_moe", "mtp", "qwen3_moe_mtp"),
         _speculation("deepseek", "eagle3", "eagle3"),
         _speculation("deepseek", "eagle3-mla", "eagle3_mla"),
+        _speculation("deepseek", "nextn", "deepseek_nextn"),
+        _speculation("kimi_k25", "eagle3-mla", "eagle3_mla"),
     )
 }
 

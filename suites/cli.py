@@ -122,6 +122,7 @@ def check(
 @app.command()
 def bench(
     part: Part,
+    pair: Annotated[list[str] | None, typer.Option(help="Only this shipped pair; may be given several times.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Spec-Bench *.jsonl, or plain text with one prompt a line.")
     ] = None,
@@ -147,6 +148,7 @@ def bench(
 
     def asked() -> Options:
         return Options(
+            pairs=tuple(pair or ()),
             prompts=prompts,
             num_prompts=num_prompts,
             num_tokens=num_tokens,
@@ -207,13 +209,14 @@ def zoo_show(zoo: Zoo = ZOO, json: Json = False) -> int:
 
 @zoo_app.command("train")
 def zoo_train(
-    out: Annotated[Path, typer.Option("--out", help="The folder to train into.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to train into; drafts read their targets there.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Checkpoints as in `zoo show`; all if none.")] = None,
     json: Json = False,
 ) -> int:
-    """Train the shipped pair again, in about ten minutes on two cores."""
+    """Train shipped checkpoints again, ten to twenty minutes each on a core."""
     from suites.commands.zoo import train
 
-    return answer(json, lambda desk: train(desk, out))
+    return answer(json, lambda desk: train(desk, out, names or ()))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

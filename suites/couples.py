@@ -4,6 +4,7 @@ A draft of random weights is right now and then in a vocabulary of thirteen word
 occurs by itself.
 """
 
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,12 +20,16 @@ from suites.families.dflash import tiny_dflash
 from suites.families.eagle3_mla import tiny_mla_draft
 from suites.families.gemma3 import tiny_gemma3
 from suites.families.gemma4 import tiny_gemma4
+from suites.families.gemma4_assistant import beside, write_assistant
 from suites.families.next_token import tiny_next_token, write_whole
 from suites.families.peagle import tiny_peagle
 from suites.families.qwen3_moe import tiny_qwen3_moe
+from suites.media import TINY
 from suites.opened import OpenSpeculation
 from suites.scripted import tiny_draft, tiny_target
 
+WORDS = 9
+"""of a vocabulary of thirteen: the last ones may stand for images"""
 Writer = Callable[[Drawn, Path], Path]
 
 
@@ -46,8 +51,14 @@ class Couple(NamedTuple):
     def prompts(self, lengths: tuple[int, ...] = (4, 1, 7)) -> list[Tensor]:
         """Ragged prompts."""
         generator = torch.Generator().manual_seed(self.target.seed)
-        vocab = self.target.keys["vocab_size"]
-        return [torch.randint(0, vocab, (n,), generator=generator) for n in lengths]
+        return [torch.randint(0, WORDS, (n,), generator=generator) for n in lengths]
+
+
+def beside_shell(name: str, **facts: Any) -> tuple[Drawn, Drawn]:
+    """A target with towers and an assistant that fits the text model in it."""
+    shell = TINY[name].drawn
+    text = Drawn(json.dumps(shell.keys["text_config"]), shell.seed)
+    return shell, beside(text, **facts).draft
 
 
 COUPLES: Mapping[str, Couple] = {
@@ -64,6 +75,15 @@ COUPLES: Mapping[str, Couple] = {
     "llama-peagle": Couple(tiny_target(7), tiny_peagle(8)),
     "gemma3-eagle3": Couple(tiny_gemma3(7), tiny_draft(8)),
     "gemma4-eagle3": Couple(tiny_gemma4(7), tiny_draft(8)),
+    "gemma4-assistant": Couple(*beside(tiny_gemma4(7)), write_draft=write_assistant),
+    "gemma3_mm-eagle3": Couple(TINY["gemma3_mm"].drawn, tiny_draft(8)),
+    "gemma4_mm-eagle3": Couple(TINY["gemma4_mm"].drawn, tiny_draft(8)),
+    "gemma4_mm-assistant": Couple(*beside_shell("gemma4_mm"), write_draft=write_assistant),
+    "gemma4_unified-eagle3": Couple(TINY["gemma4_unified"].drawn, tiny_draft(8)),
+    "gemma4_unified-assistant": Couple(
+        *beside_shell("gemma4_unified", model_type="gemma4_unified_assistant"), write_draft=write_assistant
+    ),
+    "kimi_k25-eagle3-mla": Couple(TINY["kimi_k25"].drawn, tiny_mla_draft(8)),
     "qwen3_moe-eagle3": Couple(tiny_qwen3_moe(7), tiny_draft(8)),
     "qwen3_moe-mtp": Couple(tiny_next_token("qwen3_moe_mtp", 7), write_target=write_whole),
     "deepseek-eagle3": Couple(tiny_deepseek(7), tiny_draft(8)),

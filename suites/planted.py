@@ -7,6 +7,7 @@ from harness.planting import Bug
 from suites.bugs import (
     deepseek,
     deepseek_twin,
+    dflash,
     drafts,
     eagle3_mla,
     gemma3,
@@ -20,20 +21,28 @@ from suites.bugs import (
     kimi_k25,
     loading,
     loop,
+    mm_twin,
+    mtp,
+    peagle,
     qwen3_moe,
     ranks,
     scales,
+    trees,
     voice,
     ways,
 )
 
 BUGS: tuple[Bug, ...] = (
     *drafts.BUGS,
+    *dflash.BUGS,
+    *peagle.BUGS,
     *loading.BUGS,
     *ranks.BUGS,
     *scales.BUGS,
     *voice.BUGS,
     *loop.BUGS,
+    *mtp.BUGS,
+    *trees.BUGS,
     *ways.BUGS,
     *harmless.BUGS,
     *inputs.BUGS,
@@ -48,4 +57,5 @@ BUGS: tuple[Bug, ...] = (
     *eagle3_mla.BUGS,
     *kimi_k25.BUGS,
     *gemma4_mm.BUGS,
+    *mm_twin.BUGS,
 )

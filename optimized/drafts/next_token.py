@@ -29,6 +29,9 @@ class Layered(Recurrent):
     The state that a layer reads in a column stands, but the token may have been a draft when it was read last.
     """
 
+    branch = None
+    """every token of a beam would have a window of its own: chains alone"""
+
     def __init__(self, draft: Any, target: Any, state: State) -> None:
         self.lag = draft.c.layers
         super().__init__(draft, target, state)

@@ -232,7 +232,11 @@ class DflashDraft(nn.Module):
         return DraftOutput(self.lm_head(z) * self.c.logit_scale, z)  # (7)
 
     def ask(self, roots: Tensor, num_draft_tokens: int) -> Tensor:
-        """Equation (2) before the embedding: roots [B, X] -> [B, X, K+1]"""
+        """Equation (2) before the embedding.
+
+        roots  [B, X]
+        ->     [B, X, K+1]
+        """
         masks = roots.new_full((*roots.shape, num_draft_tokens), self.c.mask_token)
         return torch.cat([roots[..., None], masks], -1)
 

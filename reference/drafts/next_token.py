@@ -30,6 +30,9 @@ class Layered(Recurrent):
     The state that it reads there stands, but x_{t+k+1} may have been a draft when it was read last.
     """
 
+    branch = None
+    """every token of a beam would have columns of its own to read: chains alone"""
+
     reads_features = False
 
     def __init__(
@@ -43,7 +46,13 @@ class Layered(Recurrent):
         """[B, S, H]  of the first layer"""
 
     def start(self, out: Any, tokens: Tensor, following: Tensor, positions: Tensor, last: Tensor) -> Step:
-        """As `Recurrent.start`."""
+        """As `Recurrent.start`.
+
+        tokens     [B, T]
+        following  [B, T]
+        positions  [B, T]
+        last       [B]
+        """
         logits, feedback = self.draft(following, self.draft.read(out), positions, self.cache)
         batch, num_slots = self.text.shape
         if not len(self.first):
@@ -54,7 +63,12 @@ class Layered(Recurrent):
         return Step(row(logits, last), row(feedback, last))
 
     def next(self, token: Tensor, feedback: Tensor, lengths: Tensor, k: int) -> Step:
-        """As `Recurrent.next`."""
+        """As `Recurrent.next`.
+
+        token     [B, 1]
+        feedback  [B, 1, H]
+        lengths   [B]
+        """
         uses, layer = divmod(k - 1, self.draft.c.layers)
         if uses:
             place = (lengths - 1 + uses)[:, None]

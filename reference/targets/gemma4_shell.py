@@ -6,7 +6,7 @@ Letters: reference/README.md, and here: I images, J videos of F frames, P and Q 
 frames or stretches a sound, Z numbers each, M features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,36 +23,16 @@ class Gemma4Shell(Shell):
 
     c: Any
     language_model: Gemma4Target
+    see: Callable[[Tensor, Tensor | None], Tensor]
+    """patches of images, or of the frames of videos, and their places -> features [M, H]"""
+    hear: Callable[[Tensor, Tensor | None], Tensor]
+    """sounds and their mask -> features [M, H]"""
+    blocks: Callable[[Tensor], Tensor]
+    """types [B, T] -> the number of the image that a token belongs to, -1 for none, [B, T]"""
 
     def shared_kv(self, cache: Cache) -> dict[str, tuple[Tensor, Tensor]]:
         """The last keys and values of each kind of layer, by slot: what the Gemma 4 assistant reads."""
         return self.language_model.shared_kv(cache)
-
-    def see(self, pixels: Tensor, places: Tensor | None) -> Tensor:
-        """Features of images, or of the frames of videos; errors: ValueError.
-
-        pixels  [I, P, C] or [J, F, P, C]
-        places  [I, P, 2] or [J, F, P, 2]
-        ->      [M, H]
-        """
-        raise NotImplementedError
-
-    def hear(self, sounds: Tensor, mask: Tensor | None) -> Tensor:
-        """Features of sounds; errors: ValueError.
-
-        sounds  [U, R, Z]
-        mask    [U, R]     true for sound, false for filling
-        ->      [M, H]
-        """
-        raise NotImplementedError
-
-    def blocks(self, types: Tensor) -> Tensor:
-        """The number of the image that a token belongs to, -1 for none.
-
-        types  [B, T]
-        ->     [B, T]
-        """
-        raise NotImplementedError
 
     def holes(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Placeholders of images, of videos and of sounds.

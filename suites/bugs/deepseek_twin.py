@@ -8,12 +8,12 @@ from torch import Tensor
 from harness.planting import Bug
 
 CLAIMS = "suites/correctness/test_twin_deepseek.py"
-REFERENCE = f"{CLAIMS}::test_the_target_is_the_reference[torch.float32]"
+TWINS = "suites/correctness/test_twins.py"
+REFERENCE = f"{TWINS}::test_the_target_is_the_reference[deepseek]"
 FINE = f"{CLAIMS}::test_the_bias_that_chooses_keeps_its_precision"
-MANY = f"{CLAIMS}::test_many_ranks_compute_what_one_computes"
-SHARDS = f"{CLAIMS}::test_a_rank_holds_its_shard_of_every_parameter"
-TEXT = f"{CLAIMS}::test_a_draft_leaves_the_text_alone[optimized-3]"
-CHAIN = f"{CLAIMS}::test_verify_has_the_bits_of_decode[torch.float32]"
+RANKS = f"{TWINS}::test_ranks_hold_their_shards_and_compute_what_one_computes[deepseek]"
+TEXT = f"{TWINS}::test_a_draft_leaves_the_text_alone[3-deepseek]"
+CHAIN = f"{TWINS}::test_verify_has_the_bits_of_decode[torch.float32-deepseek]"
 
 TWIN, ATEN = "optimized.targets.deepseek", "optimized.ops.aten.Aten"
 
@@ -120,21 +120,21 @@ BUGS = (
         "kv_b_proj parted across heads",
         f"{TWIN}.Unfolding.load",
         heads_together,
-        SHARDS,
+        RANKS,
     ),
     Bug(
         "deepseek-twin-first-heads-on-every-rank",
         "one rank's rows of kv_b_proj on all ranks, like the latents",
         f"{TWIN}.equal_run",
         lambda run: lambda size, rank, ranks, what: run(size, 0, ranks, what),
-        MANY,
+        RANKS,
     ),
     Bug(
         "deepseek-twin-partial-sums",
         "SGLang #28343: what ranks add is not summed",
         "optimized.parallel.sum_in_rank_order",
         lambda add: lambda group, partial: partial,
-        MANY,
+        RANKS,
     ),
     Bug(
         "deepseek-twin-bias-dropped",

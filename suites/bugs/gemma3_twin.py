@@ -10,11 +10,12 @@ from harness.planting import Bug
 from optimized.ops.kinds import NormKind
 
 CLAIMS = "suites/correctness/test_twin_gemma3.py"
-REFERENCE = f"{CLAIMS}::test_the_target_is_the_reference"
-BEHIND_CACHE = f"{CLAIMS}::test_behind_its_cache_the_target_is_the_reference"
+TWINS = "suites/correctness/test_twins.py"
+REFERENCE = f"{TWINS}::test_the_target_is_the_reference[gemma3]"
+BEHIND_CACHE = f"{TWINS}::test_behind_its_cache_the_target_is_the_reference[gemma3]"
 SHARED = f"{CLAIMS}::test_a_draft_reads_the_shared_table_unscaled_on_any_number_of_ranks"
-CHAIN = f"{CLAIMS}::test_verify_has_the_bits_of_decode"
-MANY = f"{CLAIMS}::test_many_ranks_compute_what_one_computes"
+CHAIN = f"{TWINS}::test_verify_has_the_bits_of_decode[torch.float32-gemma3]"
+MANY = f"{TWINS}::test_ranks_hold_their_shards_and_compute_what_one_computes[gemma3]"
 
 TWIN, ATEN, PARTS = "optimized.targets.gemma3", "optimized.ops.aten.Aten", "optimized.parallel"
 

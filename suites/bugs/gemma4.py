@@ -17,12 +17,13 @@ EDGE = f"{WITNESS}::test_edge_equals_transformers_at_every_capture_point"
 ROUNDING = f"{WITNESS}::test_embeddings_and_norms_round_where_transformers_rounds"
 IMAGES = f"{WITNESS}::test_an_image_is_seen_both_ways_where_its_kind_of_layer_does"
 CLAIMS = "suites/correctness/test_twin_gemma4.py"
+TWINS = "suites/correctness/test_twins.py"
 TWIN_DENSE, TWIN_EXPERTS, TWIN_EDGE = (
-    f"{CLAIMS}::test_{n}_the_reference" for n in ("dense_is", "experts_are", "edge_is")
+    f"{TWINS}::test_the_target_is_the_reference[gemma4-{size}]" for size in ("dense", "experts", "edge")
 )
-CACHED = f"{CLAIMS}::test_behind_its_cache_the_target_is_the_reference"
-RANKS = f"{CLAIMS}::test_many_ranks_compute_what_one_computes"
-SAID = f"{CLAIMS}::test_a_draft_says_on_the_twin_what_it_says_on_the_reference[2-0.8]"
+CACHED = f"{TWINS}::test_behind_its_cache_the_target_is_the_reference[gemma4-edge]"
+RANKS = f"{TWINS}::test_ranks_hold_their_shards_and_compute_what_one_computes[gemma4-edge]"
+SAID = f"{CLAIMS}::test_a_draft_says_on_the_twin_what_it_says_on_the_reference"
 SHARED = f"{CLAIMS}::test_a_draft_shares_the_table_unscaled_and_the_head_without_its_cap"
 CACHE = f"{CLAIMS}::test_layers_that_are_shared_take_no_room_in_the_cache"
 

@@ -14,10 +14,10 @@ from harness.planting import Bug
 WITNESS = "suites/correctness/test_witness_qwen3_moe.py"
 TEXT = f"{WITNESS}::test_the_reference_equals_transformers_at_every_capture_point"
 SIZES = f"{WITNESS}::test_published_sizes_have_the_parameters_of_transformers"
-CLAIMS = "suites/correctness/test_twin_qwen3_moe.py"
-TWIN = f"{CLAIMS}::test_the_target_is_the_reference[torch.float32]"
-RANKS = f"{CLAIMS}::test_many_ranks_compute_what_one_computes"
-VERIFY = f"{CLAIMS}::test_verify_has_the_bits_of_decode"
+CLAIMS = "suites/correctness/test_twins.py"
+TWIN = f"{CLAIMS}::test_the_target_is_the_reference[qwen3_moe]"
+RANKS = f"{CLAIMS}::test_ranks_hold_their_shards_and_compute_what_one_computes[qwen3_moe]"
+VERIFY = f"{CLAIMS}::test_verify_has_the_bits_of_decode[torch.float32-qwen3_moe]"
 
 PAGE = "reference.targets.qwen3_moe"
 

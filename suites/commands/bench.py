@@ -25,6 +25,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Options:
     """What a bench is asked for."""
 
+    pairs: tuple[str, ...] = ()
+    """(): every shipped pair's acceptance, the first one's speed"""
     prompts: Path | None = None
     """None: the held-out prompts of the zoo"""
     num_prompts: int = 80
@@ -58,7 +60,7 @@ class Options:
 def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], options: Options, profile: str) -> Answer:
     """Hold the claims, then measure; a red gate ends it with the gate's own code."""
     hold_capabilities(("gpu",) if options.device == "cuda" else ())
-    pairs = shipped(options.zoo)
+    pairs = chosen(options)
     # a file that cannot be read is told before minutes of claims
     texts = {pair.name: read(pair, options) for pair in pairs}
     torch.set_num_threads(options.threads)
@@ -71,13 +73,21 @@ def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], opt
     if "acceptance" in parts:
         facts["acceptance"], facts["separation"] = accept(desk, recorder, pairs, texts, options)
     if "decode" in parts:
-        facts["decode"] = speeds(desk, recorder, pairs, texts, options)
+        facts["decode"] = speeds(desk, recorder, pairs if options.pairs else pairs[:1], texts, options)
     desk.say(f"run {recorder.run_id}: {recorder.path}")
     return Answer(verdict([one["errors"] for one in facts.get("separation", ())]), facts)
 
 
+def chosen(options: Options) -> list[Located]:
+    """The pairs that are asked for; UsageFault for one that does not ship."""
+    pairs = shipped(options.zoo, options.pairs)
+    if missing := set(options.pairs) - {pair.name for pair in pairs}:
+        raise UsageFault(f"no trained pair ships as {sorted(missing)[0]!r}; `draftproof zoo show` lists those that do")
+    return pairs
+
+
 def verdict(errors: Sequence[float]) -> Exit:
-    """Of the moved capture points: each must be told from the stated ones, and be worse."""
+    """Of the other readings: each must be told from the stated one, and be worse."""
     if any(error < -APART for error in errors):
         return Exit.GATE_FAILED
     return Exit.PASSED if all(error > APART for error in errors) else Exit.INCONCLUSIVE
@@ -98,7 +108,7 @@ def positions(pair: Located) -> int:
 def accept(
     desk: Desk, recorder: Recorder, pairs: Sequence[Located], texts: dict[str, Encoded], options: Options
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Acceptance on every shipped pair, and the separation of its capture points."""
+    """Acceptance on every shipped pair, and the separation of its facts from their neighbours."""
     found, apart = [], []
     with desk.progress() as progress:
         for pair in pairs:
@@ -118,7 +128,7 @@ def accept(
                 )
                 recorder.append(*answered.accepts, *([answered.repeated] if answered.repeated else []))
                 found.append(answered.summary())
-            bar = progress.add_task(f"{pair.name} capture points", total=None)
+            bar = progress.add_task(f"{pair.name} other readings", total=None)
             samples, separations = separation.separate(pair, separation.sequences(pair, options.num_sequences))
             recorder.append(*samples)
             apart += [one.summary(pair.name) for one in separations]
@@ -151,7 +161,7 @@ def show_separation(desk: Desk, apart: Sequence[dict[str, Any]]) -> None:
     rows = [
         (
             one["pair"],
-            f"{one['shift']:+d} layer",
+            one["reading"],
             ", ".join(map(str, one["points"])),
             f"{one['loss']:+.3f}",
             f"{one['errors']:+.1f}",
@@ -159,8 +169,8 @@ def show_separation(desk: Desk, apart: Sequence[dict[str, Any]]) -> None:
         )
         for one in apart
     ]
-    head = ("pair", "moved by", "capture points", "nats a token", "standard errors", "sequences")
-    desk.table("Capture points, against the stated ones", head, rows)
+    head = ("pair", "other reading", "capture points", "nats a token", "standard errors", "sequences")
+    desk.table("Other readings, against the stated ones", head, rows)
 
 
 def speeds(

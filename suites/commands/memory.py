@@ -6,7 +6,7 @@ bytes of its packed weights in bfloat16 for every number of ranks that the size 
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -33,11 +33,13 @@ class FirstOf(SingleRank):
 
 
 def published() -> Iterator[tuple[str, Pair, dict[str, Any]]]:
-    """(size, its pair, its config) of every family."""
+    """(size, its pair, its config) of every target."""
     for module in pkgutil.iter_modules(suites.families.__path__):
         sizes = getattr(importlib.import_module(f"suites.families.{module.name}"), "PUBLISHED", {})
         for size, config in sizes.items():
-            yield size, PAIRS[TARGET_TYPES[config["model_type"]]], dict(config)
+            # drafts are published beside a target, and counted there
+            if isinstance(config, Mapping) and config.get("model_type") in TARGET_TYPES:
+                yield size, PAIRS[TARGET_TYPES[config["model_type"]]], dict(config)
 
 
 def held(pair: Pair, config: Any, ranks: int) -> int | None:

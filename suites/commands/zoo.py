@@ -1,6 +1,7 @@
 """`draftproof zoo`: the trained pairs that ship, and the recipe that made them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,38 @@ FACTS = "training.json"
 
 
 def show(desk: Desk, zoo: Path = ZOO) -> Answer:
-    """Sizes and training facts of every shipped checkpoint."""
-    rows = [
-        {"speculation": pair.name, **described(folder)} for pair in shipped(zoo) for folder in (pair.target, pair.draft)
-    ]
+    """Sizes and training facts of every shipped checkpoint, and what every pair reached when it was trained."""
+    pairs = shipped(zoo)
+    # several drafts have one target
+    rows = [described(folder) for folder in dict.fromkeys(f for pair in pairs for f in (pair.target, pair.draft))]
     words = [
-        (r["speculation"], r["checkpoint"], f"{r['parameters'] / 1e6:.2f} M", f"{r['bytes'] / 1e6:.1f} MB",
-         f"{r['seconds']:.0f}", f"{r['loss']:.3f}", r["text"])
+        (r["checkpoint"], f"{r['parameters'] / 1e6:.2f} M", f"{r['bytes'] / 1e6:.1f} MB", f"{r['seconds']:.0f}",
+         f"{r['loss']:.3f}", r["text"])
         for r in rows
     ]  # fmt: skip
-    head = ("speculation", "checkpoint", "parameters", "on disk", "trained, s", "held-out loss", "text")
+    head = ("checkpoint", "parameters", "on disk", "trained, s", "held-out loss", "text")
     desk.table("Shipped weights", head, words)
-    for pair in shipped(zoo):
-        for case in json.loads((pair.draft / FACTS).read_text())["measured"]["cases"]:
-            desk.say(
-                f"{pair.name}, when it was trained: T={case['temperature']:g}, {case['num_tokens']} tokens: acceptance "
-                f"length {case['acceptance_length']:.2f}, {case['repeated_share']:.2f} of the 4-grams repeated"
-            )
+    desk.say(f"together {sum(r['bytes'] for r in rows) / 1e6:.1f} MB")
+    found = [(pair.name, case) for pair in pairs for case in facts_of(pair.draft)["measured"]["cases"]]
+    measured = [
+        (name, f"{c['temperature']:g}", str(c["num_tokens"]), f"{c['acceptance_length']:.2f}",
+         f"{c['repeated_share']:.2f}")
+        for name, c in found
+    ]  # fmt: skip
+    asked = ("speculation", "temperature", "tokens", "acceptance length", "repeated 4-grams")
+    desk.table("When they were trained, 3 draft tokens", asked, measured)
     return Answer(Exit.PASSED, {"shipped": rows})
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What training wrote beside a checkpoint."""
+    facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return facts
 
 
 def described(folder: Path) -> dict[str, Any]:
     """One checkpoint, from what training wrote beside it."""
-    facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    facts = facts_of(folder)
     losses = facts["held_out_losses"] if "held_out_losses" in facts else [facts["held_out_loss"]]
     return {
         "checkpoint": folder.name,
@@ -47,9 +57,10 @@ def described(folder: Path) -> dict[str, Any]:
     }
 
 
-def train(desk: Desk, out: Path) -> Answer:
-    """Both checkpoints again, into `out`."""
+def train(desk: Desk, out: Path, names: Sequence[str] = ()) -> Answer:
+    """The named checkpoints again, or all of them, into `out`."""
     from suites.zoo.recipe import train as recipe
 
-    recipe(out, console=desk.err)
-    return show(desk, out)
+    rows = {name: record["seconds"] for name, record in recipe(out, names, console=desk.err).items()}
+    desk.table("Trained", ("checkpoint", "trained, s"), [(name, f"{seconds:.0f}") for name, seconds in rows.items()])
+    return Answer(Exit.PASSED, {"trained": rows})

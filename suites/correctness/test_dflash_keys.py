@@ -153,7 +153,7 @@ def test_speculators_speaks_of_sliding_layers_alone_and_must_speak() -> None:
 
     assert DflashConfig.from_hf(config).causal == (False, False)
     assert DflashConfig.from_hf({**config, "sliding_window_non_causal": False}).causal == (False, True)
-    with pytest.raises(ConfigError, match="sliding_window_non_causal.*state it"):
+    with pytest.raises(ConfigError, match=r"sliding_window_non_causal.*state it"):
         DflashConfig.from_hf(silent)
     # nothing slides: nothing to say
     plain = speculators(PINNED_DFLASH)

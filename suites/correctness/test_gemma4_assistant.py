@@ -10,7 +10,7 @@ is the largest one, over the standard deviation):
               What is proposed must depend on the accepted prefix alone: the page shows n, as SGLang and vLLM do, and
               rejected tokens move nothing by a bit.
     window    w, as in the target; the module of transformers shows w + 1. Told w - 1 it is this page, told w it is this
-              page with w + 1; behind a window of 4 the one key moves logits by 1.0.
+              page with w + 1; behind a window of 4 the one key moves feedback by 1.2.
     position  n - 1, where the target stood when it wrote the newest key and the state that the draft reads. Then a text
               is unrolled in one pass, a position a column, and serving is that column to the last bits. The loop of
               transformers says n. Rope knows distances alone, so this moves every key by one, and feedback by 0.5 to
@@ -21,7 +21,8 @@ is the largest one, over the standard deviation):
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,19 +57,24 @@ from suites.opened import OpenDraft, OpenTarget
 pytestmark = [pytest.mark.correctness, pytest.mark.pair("gemma4_assistant")]
 
 
-class Stand(NamedTuple):
+@dataclass(frozen=True)
+class Stand:
     """An assistant beside its target, which has read a text, and the assistant as transformers has it."""
 
     target: OpenTarget
     draft: OpenDraft
     body: dict[str, Any]
     """the assistant's own `text_config`, as its file has it"""
-    outside: Any
     tokens: Tensor
     """[B, T+2]  the text, the token that follows, a token drafted after it"""
     cache: Any
     hidden: Tensor
     """[B, T, X]"""
+
+    @cached_property
+    def outside(self) -> Any:
+        """The module of transformers, from the same folder."""
+        return witness.load(self.draft.checkpoint.path, dtype=torch.float64).model
 
     @property
     def size(self) -> dict[str, int]:
@@ -115,8 +121,7 @@ def standing(couple: Couple, batch: int, width: int, room: int = 4) -> Iterator[
         tokens = random_tokens(target.config.vocab, batch, width + 2, couple.draft.seed)
         cache = target.module.new_cache(batch, width + room)
         hidden = target.module(tokens[:, :width], cache=cache).hidden
-        outside = witness.load(draft_path, dtype=torch.float64).model
-        yield Stand(target, draft, couple.draft.keys["text_config"], outside, tokens, cache, hidden)
+        yield Stand(target, draft, couple.draft.keys["text_config"], tokens, cache, hidden)
 
 
 @given(couple=couples(), batch=st.integers(1, 3), width=st.integers(1, 16))
@@ -142,17 +147,15 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.std())
 
 
-@given(couple=couples(), width=st.integers(1, 16))
-@example(couple=PINNED["dense"], width=11)
-@example(couple=PINNED["unified"], width=11)
-def test_the_module_of_transformers_shows_one_key_more_than_its_window(couple: Couple, width: int) -> None:
-    with standing(couple, 1, width) as stand:
+@pytest.mark.parametrize("name", PINNED)
+def test_the_module_of_transformers_shows_one_key_more_than_its_window(name: str) -> None:
+    with standing(PINNED[name], 1, 11) as stand:
         c, token, hidden = stand.draft.facts.config, stand.tokens[:, -2:-1], stand.hidden[:, -1:]
         stand.draft.module.c = replace(c, sliding=replace(c.sliding, window=c.sliding.window + 1))
 
         more = stand.step(token, hidden)
 
-        stand.hold(more, stand.ask(token, hidden, width - 1, width, c.sliding.window))
+        stand.hold(more, stand.ask(token, hidden, 10, 11, c.sliding.window))
 
 
 def test_that_key_moves_proposals_where_the_window_is_narrower_than_the_text() -> None:
@@ -161,7 +164,7 @@ def test_that_key_moves_proposals_where_the_window_is_narrower_than_the_text() -
         with standing(PINNED[name], 1, 11) as stand:
             token, hidden = stand.tokens[:, -2:-1], stand.hidden[:, -1:]
             theirs = stand.ask(token, hidden, 10, 11, stand.body["sliding_window"])
-            moved.append(apart(theirs.logits, stand.step(token, hidden).logits))
+            moved.append(apart(theirs.last_hidden_state, stand.step(token, hidden).feedback))
 
     # a window of 4 behind a text of 11, and one of 32
     assert moved[0] > 0.9
@@ -230,10 +233,9 @@ def test_the_loop_of_transformers_shows_the_key_of_a_rejected_token() -> None:
     assert max(call.moved for call in beyond) > 1.0
 
 
-@given(couple=couples(), shift=st.integers(1, 40))
-@example(couple=PINNED["dense"], shift=7)
-def test_only_the_distance_to_the_keys_counts(couple: Couple, shift: int) -> None:
-    with standing(couple, 1, 6) as stand:
+@pytest.mark.parametrize("shift", [1, 40])
+def test_only_the_distance_to_the_keys_counts(shift: int) -> None:
+    with standing(PINNED["dense"], 1, 6) as stand:
         token, hidden, columns = stand.tokens[:, -2:-1], stand.hidden[:, -1:], torch.arange(6)[None]
         moved = stand.target.module.new_cache(1, 6)
         stand.target.module(stand.tokens[:, :6], columns + shift, cache=moved, slots=columns)
@@ -255,11 +257,10 @@ def test_a_position_more_is_another_proposal() -> None:
     assert apart(beyond.feedback, here.feedback) > 1.0
 
 
-@given(couple=couples(), width=st.integers(2, 8))
-@example(couple=PINNED["dense"], width=8)
-@example(couple=PINNED["ordered"], width=5)
-def test_unrolling_a_text_is_serving_every_position_of_it(couple: Couple, width: int) -> None:
-    with standing(couple, 2, width) as stand:
+@pytest.mark.parametrize("name", PINNED)
+def test_unrolling_a_text_is_serving_every_position_of_it(name: str) -> None:
+    width = 6
+    with standing(PINNED[name], 2, width) as stand:
         steps = stand.draft.module.unroll(stand.tokens, stand.draft.module.read(stand.target(stand.tokens)), 2)
 
         for t in range(width):

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from harness.checkpoints import SINGLE, CheckpointError, read_json, save_checkpoint, state_of
 from harness.compare import bit_equal, hold
+from harness.shapes import watch
 from reference.config import ConfigError
+from reference.drafts import next_token
 from reference.drafts.deepseek_nextn import DeepseekNextnConfig
 from reference.drafts.qwen3_moe_mtp import Qwen3MoeMtpConfig
 from suites.catalog import PAIRS, OpenSpeculation, open_draft, open_speculation, open_target
@@ -342,6 +344,21 @@ def test_every_parameter_of_a_module_changes_its_logits(pair: str) -> None:
         after = [module(text, hidden, layer=i).logits for i in range(module.c.layers)]
         value.copy_(saved)
         assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True)), name
+
+
+@pytest.mark.parametrize("drawn", [QWEN3_MOE, DEEPSEEK_TWO], ids=lambda d: d.keys["model_type"])
+def test_every_call_keeps_its_shape_lines(drawn: Drawn) -> None:
+    speculation, text = open_whole(drawn), random_tokens(331, 5, 7, 1)
+    page = speculation.draft.pair.page
+
+    with watch(next_token, page) as seen:
+        speculation.draft.unroll(text, speculation.target(text), 3)
+        for temperature in (0.0, 1.0):
+            speculation.generate([row[: 1 + i] for i, row in enumerate(text)], 5, 3, temperature=temperature)
+
+    calls = {name: count for name, count in seen.calls.items() if name.startswith(page.__name__)}
+    assert calls
+    assert all(calls.values())
 
 
 @of_qwen

@@ -3,8 +3,8 @@
 Born of gpt-fast (`output[0]` in its tensor-parallel reduce: only the first row is summed), SGLang #28343 (captures
 taken before the all-reduce are partial sums), torchtitan #4245 (a replicated bias added on every rank counts W times)
 and of padding rows, whose logit of zero beats a vocabulary that is all below it. Threads are the test double; a dense
-model, one of experts and one of latents run in processes over gloo too. The tokens on both sides of every border between
-ranks are always among those read.
+model, one of experts and one of latents run in processes over gloo too. The tokens on both sides of every border
+between ranks are always among those read.
 """
 
 from collections.abc import Callable

@@ -51,6 +51,9 @@ def use_all(target: OpenTarget, drawn: Drawn, batch: int, width: int) -> None:
         reference.decoding.generate(
             target.module, draft.module, prompts, 5, 2, draft.capture_points, temperature=temperature
         )
+        reference.decoding.generate(
+            target.module, draft.module, prompts, 5, 9, draft.capture_points, temperature, topk=6, num_steps=2
+        )
     reference.decoding.generate(target.module, None, tokens, 2, 0, temperature=1.0)
     cache = target.module.new_cache(batch, width + 3)
     target.module(tokens, cache=cache)

@@ -1,9 +1,9 @@
 """Claim: trees of drafts change how soon a text comes, never which text it is, greedy or drawn, on both sides alike.
 
 Born of SGLang #34189 (caches silently corrupted for more than four draft tokens) and of the compaction that trees need
-and chains do not: keys, states and tokens of the path that stands move to where a chain would have put them. A tree that
-offers every word accepts all its steps through whatever branch the target takes, so paths are compacted from everywhere.
-Drawn texts are equal too, token by token: a token's number belongs to its place.
+and chains do not: keys, states and tokens of the path that stands move to where a chain would have put them. A tree
+that offers every word accepts all its steps through whatever branch the target takes, so paths are compacted from
+everywhere. Drawn texts are equal too, token by token: a token's number belongs to its place.
 """
 
 import pytest
@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from harness.compare import bit_equal
 from optimized.graphs import GuardMode
-from suites.correctness.test_replay import listed, paused, run
+from suites.correctness.test_replay import EagerEngine, SpoiltReplays, listed, paused, run
+from suites.couples import COUPLES
 from suites.families.deepseek import tiny_deepseek
 from suites.families.gemma3 import tiny_gemma3
 from suites.families.gemma4 import tiny_gemma4
@@ -104,7 +105,44 @@ def test_the_twin_grows_the_same_trees(loop: Loop, size: Size, temperature: floa
     assert optimized.accepted == reference.accepted
 
 
+BLOCKS = ("llama-dflash", "llama-peagle")
+
+
+@pytest.mark.parametrize("name", [name for name in COUPLES if name not in BLOCKS])
+def test_every_draft_that_takes_steps_grows_trees(name: str) -> None:
+    couple, prompts = COUPLES[name], COUPLES[name].prompts((4, 1))
+    reference, optimized = (couple.open(side) for side in SIDES)
+    plain = reference.generate(prompts, 9, 0).tokens
+
+    truth, got = (spoken.generate(prompts, 9, 40, topk=8, num_steps=3) for spoken in (reference, optimized))
+
+    bit_equal("tokens", truth.tokens, plain)
+    bit_equal("tokens of the twin", got.tokens, plain)
+    assert got.accepted == truth.accepted
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@every_side
+def test_a_draft_that_says_all_at_once_grows_none(side: str, name: str) -> None:
+    couple = COUPLES[name]
+
+    with pytest.raises(ValueError, match="all tokens at once"):
+        couple.open(side).generate(couple.prompts(), 4, 5, topk=2)
+
+
 TREE = Size(3, 3, 9)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_ranks_grow_the_trees_of_one(temperature: float) -> None:
+    ranked = FEW_WORDS.open("optimized", tp_size=2)
+    how = {"temperature": temperature, "seed": 3}
+
+    together = said(ranked, FEW_WORDS, TREE, **how)
+
+    alone = said(opened("optimized", FEW_WORDS), FEW_WORDS, TREE, **how)
+    bit_equal("tokens", together.tokens, alone.tokens)
+    assert together.accepted == alone.accepted
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -133,6 +171,23 @@ def test_a_cycle_of_trees_can_be_captured(temperature: float) -> None:
     assert guard.num_calls > 0
     first, *later = [listed(session.run) for _ in range(3)]
     assert all(calls == first for calls in later)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_graph_of_trees_says_what_eager_cycles_say(temperature: float, dtype: torch.dtype) -> None:
+    speculation = FEW_WORDS.open("optimized", dtype, device="cuda")
+    models = (speculation.target.module, speculation.draft.module, speculation.draft.capture_points)
+    prompts, how = [prompt.cuda() for prompt in FEW_WORDS.prompts], {**TREE._asdict(), "temperature": temperature}
+
+    eager = EagerEngine(*models).generate(prompts, NUM_TOKENS, bucket=4, num_slots=127, **how)
+
+    for cycles_per_read in (1, 3):
+        engine = SpoiltReplays(*models)
+        replayed = engine.generate(prompts, NUM_TOKENS, bucket=4, num_slots=127, cycles_per_read=cycles_per_read, **how)
+        bit_equal("tokens", replayed.tokens, eager.tokens)
+        assert replayed.accepted == eager.accepted
 
 
 def test_a_whole_cycle_in_triton_is_the_cycle_in_aten() -> None:

@@ -139,17 +139,24 @@ def test_after_a_path_the_draft_reads_what_the_target_knew(side: str, loop: Loop
 
     text = written(loop.prompts, tree.tokens)
     states = truth.draft.module.read(truth.target(text, capture=truth.draft.capture_points))
+    heard = truth.draft(text[:, 1:], states[:, :-1]).logits
     width = {"depth": truth.target.num_layers, "width": truth.target.config.hidden}
     for row, (length, counts) in enumerate(zip(loop.lengths, tree.accepted, strict=True)):
         last = length - 1 + sum(count + 1 for count in counts[:-1])
         # the reference reads once more after the last cycle: over rows that are done
-        tokens, hidden = remembered(draft.readings[: len(counts) + 1], row, last)
+        readings = draft.readings[: len(counts) + 1]
+        tokens, hidden = remembered(readings, row, last)
         bit_equal("tokens", tokens, text[row, 1 : last + 2])
         hold("hidden", hidden, states[row, : last + 1], **width)
+        # and beside no branch that was thought of before
+        _, logits = remembered([reading._replace(hidden=reading.logits) for reading in readings], row, last)
+        hold("logits", logits, heard[row, : last + 1], **width)
 
 
 @every_side
-@pytest.mark.parametrize("size", [Size(2, 3, 12), Size(2, 3, 3), Size(9, 9, 64), Size(3, 2, 65)], ids=str)
+@pytest.mark.parametrize(
+    "size", [Size(2, 3, 12), Size(2, 3, 3), Size(9, 9, 64), Size(3, 2, 65), Size(6, 2, 9)], ids=str
+)
 def test_a_tree_that_cannot_be_is_refused(side: str, size: Size) -> None:
     with pytest.raises(ValueError, match="topk"):
         said(opened(side, FEW_WORDS), FEW_WORDS, size)

@@ -18,20 +18,20 @@ from torch import Tensor
 
 from harness.checkpoints import SINGLE, CheckpointError, rename, save_checkpoint, state_of
 from harness.compare import bit_equal, hold
-from optimized.decoding import EngineError
 from optimized.graphs import GuardMode
 from reference.outputs import TargetOutput
 from suites.catalog import OpenTarget, open_target
 from suites.correctness.test_replay import PausedEngine, begin, run
 from suites.correctness.test_twin import FORMS, truth
 from suites.correctness.test_witness_gemma3 import SPELLINGS
-from suites.draws import folders, random_tokens, write_target
+from suites.draws import folders, write_target
 from suites.families.gemma3 import PINNED_MULTIMODAL
-from suites.media import FAMILIES, LOOPS, OTHERS, PINNED, TINY, Case, cases
-from suites.scripted import SIDES, WatchedDraft, seat
+from suites.media import FAMILIES, LOOPS, OTHERS, PINNED, SMALL, TINY, VOCAB, Case, cases
+from suites.scripted import SIDES, WatchedDraft, seat, tiny_target
 
 pytestmark = pytest.mark.correctness
 
+RANKS = (("reference", {}), ("optimized", {}), ("optimized", {"tp_size": 2}))
 of_every_pair = pytest.mark.parametrize("pair", FAMILIES)
 
 
@@ -157,22 +157,22 @@ def test_every_spelling_of_a_checkpoint_is_the_same_twin(spelling: str, tmp_path
 @of_every_pair
 def test_the_twin_says_what_the_reference_says_after_a_prompt_with_images(pair: str) -> None:
     loop, inputs = LOOPS[pair], LOOPS[pair].case.prompt.inputs()
-    reference, twin, ranks = (
-        loop.open(side, dtype=torch.float64, **how) for side, how in (*((s, {}) for s in SIDES), (SIDES[1], TWO))
-    )
+    reference, twin, ranks = (loop.open(side, dtype=torch.float64, **how) for side, how in RANKS)
 
     want = [reference.generate(loop.prompts, 10, drafts, **inputs) for drafts in (0, 3)]
 
     bit_equal("speculated", want[1].tokens, want[0].tokens)
     # chunks end where no image does, a bucket has a row more than there are prompts
-    for speculation, how in ((twin, {}), (twin, {"chunk_size": 1}), (twin, {"chunk_size": 5, "bucket": 3}), (ranks, {})):
+    for speculation, how in (
+        (twin, {}),
+        (twin, {"chunk_size": 1}),
+        (twin, {"chunk_size": 5, "bucket": 4}),
+        (ranks, {}),
+    ):
         for drafts, known in zip((0, 3), want, strict=True):
             said = speculation.generate(loop.prompts, 10, drafts, **inputs, **how)
             bit_equal(f"tokens {how}", said.tokens, known.tokens)
             assert said.accepted == known.accepted
-
-
-TWO = {"tp_size": 2}
 
 
 class Reader(WatchedDraft):
@@ -182,35 +182,93 @@ class Reader(WatchedDraft):
         super().__init__(inner)
         self.embeds: list[Tensor] = []
 
-    def _note(self, *facts: Tensor, **media: Tensor) -> None:
-        super()._note(*facts)
-        self.embeds += [*media.values()]
+    def __call__(self, *given: Any, **media: Tensor) -> Any:
+        self.embeds += media.values()
+        return super().__call__(*given, **media)
+
+    def states(self, *given: Any, **media: Tensor) -> Any:
+        self.embeds += media.values()
+        return super().states(*given, **media)
 
 
 @of_every_pair
 @pytest.mark.parametrize("side", SIDES)
 def test_a_draft_reads_an_image_as_its_target_saw_it(pair: str, side: str) -> None:
-    loop, prompt = LOOPS[pair], LOOPS[pair].case.prompt
+    loop, inputs = LOOPS[pair], LOOPS[pair].case.prompt.inputs()
     speculation, draft = seat(loop.open(side, dtype=torch.float64), Reader)
-    module, inputs = speculation.target.module, prompt.inputs()
+    c = speculation.target.config
+    placeholders = {getattr(c, f"{sense}_token", None) for sense in ("image", "video", "audio")}
 
-    said = speculation.generate(loop.prompts, 6, 2, **inputs)
+    speculation.generate(loop.prompts, 4, 2, **inputs)
 
     with torch.no_grad():
-        seen = module.embed_inputs(prompt.tokens, **inputs)
+        seen = speculation.target.module.embed_inputs(loop.case.prompt.tokens, **inputs)
         own = draft.inner.embed_tokens(torch.arange(VOCAB))
-    given_, (reading, *_) = draft.embeds[0], draft.readings
-    placeholders = {value for name, value in prompt.keys.items() if name.endswith(("token_id", "token_index"))}
-    named = prompt.inputs().keys()
+    (read,) = draft.embeds  # later readings are of text alone
     for row, ids in enumerate(loop.prompts):
-        for column, token in enumerate(ids[1:].tolist()):
-            is_media = bool((seen[row, column + 1] != plain(module, ids[column + 1])).any()) and token in placeholders
-            want = seen[row, column + 1] if is_media else own[token]
-            bit_equal(f"{named} at {row}, {column}", given_[row, column], want)
-    assert len(draft.embeds) == 1
-    root = said.tokens[:, 0]
+        for column, following in enumerate(ids[1:].tolist()):
+            want = seen[row, column + 1] if following in placeholders else own[following]
+            bit_equal(f"row {row}, beside position {column}", read[row, column], want)
+
+
+@of_every_pair
+@pytest.mark.parametrize("side", SIDES)
+def test_a_draft_reads_the_token_after_the_prompt_from_the_table(pair: str, side: str) -> None:
+    loop, inputs = LOOPS[pair], LOOPS[pair].case.prompt.inputs()
+    speculation, draft = seat(loop.open(side, dtype=torch.float64), Reader)
+
+    said = speculation.generate(loop.prompts, 4, 2, **inputs)
+
+    own, (read,) = draft.inner.embed_tokens(torch.arange(VOCAB)), draft.embeds
     for row, ids in enumerate(loop.prompts):
-        known = [r for r in draft.readings if int(r.positions[row].max()) >= len(ids) - 1][0]
-        at = known.positions[row].tolist().index(len(ids) - 1)
-        assert int(known.tokens[row, at]) == int(root[row])
-    assert reading.tokens.max() < VOCAB
+        last, root = len(ids) - 1, int(said.tokens[row, 0])
+        reading = next(r for r in draft.readings if last in r.positions[row].tolist())
+        at = reading.positions[row].tolist().index(last)
+        assert int(reading.tokens[row, at]) == root
+        if reading is draft.readings[0]:
+            bit_equal(f"root of row {row}", read[row, at], own[root])
+
+
+@of_every_pair
+def test_with_an_image_the_kernels_compute_what_aten_computes(pair: str) -> None:
+    case = SMALL[pair]
+    with folders(case.drawn) as (path, _):
+        aten, triton = (open_target(path, side="optimized", form=form, device=device) for form, device in FORMS)
+    capture, prompt = range(aten.num_layers + 1), case.prompt
+
+    hold_all(*(t(prompt.tokens, capture=capture, **prompt.inputs()) for t in (triton, aten)), aten)
+
+
+@of_every_pair
+def test_a_cycle_after_an_image_asks_the_host_nothing_and_moves_no_buffer(pair: str) -> None:
+    loop = LOOPS[pair]
+    speculation = loop.open("optimized")
+    engine = PausedEngine(speculation.target.module, speculation.draft.module, speculation.draft.capture_points)
+    session = begin(engine, loop.prompts, (2, 0.0), inputs=loop.case.prompt.inputs())
+
+    with GuardMode(session.state.buffers) as guard:
+        run(session.run)
+
+    assert guard.num_calls > 0
+
+
+@pytest.mark.pair("gemma3_mm")
+@pytest.mark.parametrize("side", SIDES)
+def test_prompts_and_inputs_that_do_not_fit_are_refused(side: str) -> None:
+    loop, inputs = LOOPS["gemma3_mm"], LOOPS["gemma3_mm"].case.prompt.inputs()
+    speculation = loop.open(side)
+
+    with pytest.raises(ValueError, match=r"12 placeholders of images .* features fill 8"):
+        speculation.generate(loop.prompts, 2, 0, **{**inputs, "pixel_values": inputs["pixel_values"][:2]})
+    with pytest.raises(TypeError, match="pixel_valeus"):
+        speculation.generate(loop.prompts, 2, 0, pixel_valeus=inputs["pixel_values"])
+
+
+@pytest.mark.pair("llama")
+@pytest.mark.parametrize("side", SIDES)
+def test_a_target_that_reads_text_alone_refuses_images(side: str) -> None:
+    with folders(tiny_target(1)) as (path, _):
+        target = open_target(path, side=side)
+
+    with pytest.raises(ValueError, match="llama reads text alone, and was given pixel_values"):
+        target(torch.zeros(1, 3, dtype=torch.long), pixel_values=torch.zeros(1))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from harness.checkpoints import CheckpointError, state_of
 from harness.compare import bit_equal, hold
 from harness.sharding import split
 from optimized.graphs import GuardMode
-from suites.catalog import PAIRS, OpenSpeculation
 from suites.correctness.test_replay import Cycles, PausedEngine, begin, run
 from suites.correctness.test_sharding import kind_of
 from suites.correctness.test_twin import FORMS, truth
@@ -31,7 +30,7 @@ from suites.families.next_token import (
     open_whole,
     tiny_next_token,
 )
-from suites.scripted import SIDES
+from suites.scripted import SIDES, PoisonedEngine
 
 pytestmark = pytest.mark.correctness
 
@@ -174,19 +173,14 @@ class Talk(NamedTuple):
         vocab = self.drawn.keys["vocab_size"]
         return [random_tokens(vocab, 1, width, i)[0] for i, width in enumerate(self.lengths)]
 
-    def say(self, side: str, num_draft_tokens: int, **how: int) -> tuple[OpenSpeculation, Tensor, list[list[int]]]:
-        speculation = open_whole(self.drawn, side)
-        said = speculation.generate(self.prompts, 14, num_draft_tokens, **how)
-        return speculation, said.tokens, said.accepted
-
 
 # few words: a module of random weights is right often enough for every count to occur
 TALKS = {
-    "qwen3_moe_mtp": tiny_next_token("qwen3_moe_mtp", 5, 5),
-    "deepseek_nextn": tiny_next_token("deepseek_nextn", 5, 5),
-    "two layers": tiny_next_token("deepseek_nextn", 6, 5, num_nextn_predict_layers=2),
+    "qwen3_moe_mtp": tiny_next_token("qwen3_moe_mtp", 12, 5),
+    "deepseek_nextn": tiny_next_token("deepseek_nextn", 9, 5),
+    "two layers": tiny_next_token("deepseek_nextn", 15, 5, num_nextn_predict_layers=2),
     "three layers, first embedding zero": tiny_next_token(
-        "deepseek_nextn", 7, 5, num_nextn_predict_layers=3, nextn_zero_first_embedding=True
+        "deepseek_nextn", 9, 5, num_nextn_predict_layers=3, nextn_zero_first_embedding=True
     ),
 }
 
@@ -196,14 +190,36 @@ TALKS = {
 def test_a_module_leaves_the_text_alone_and_both_sides_accept_alike(talk: str, lengths: tuple[int, ...]) -> None:
     pair = Talk(TALKS[talk], lengths)
     speculations = {side: open_whole(pair.drawn, side) for side in SIDES}
-    plain = speculations["reference"].generate(pair.prompts, 14, 0).tokens
+    plain = speculations["reference"].generate(pair.prompts, 10, 0).tokens
 
     for num_draft_tokens in (1, 3, 5):
-        said = [speculations[side].generate(pair.prompts, 14, num_draft_tokens) for side in SIDES]
+        said = [speculations[side].generate(pair.prompts, 10, num_draft_tokens) for side in SIDES]
         for one in said:
             bit_equal(f"text with {num_draft_tokens} drafts", one.tokens, plain)
         assert said[0].accepted == said[1].accepted
-        assert len({count for row in said[0].accepted for count in row}) > 1
+    assert len({count for row in said[0].accepted for count in row}) > 1
+
+
+@pytest.mark.pair("deepseek_nextn")
+@pytest.mark.parametrize("side", SIDES)
+def test_several_layers_draft_chains_and_no_trees(side: str) -> None:
+    speculation = open_whole(TALKS["two layers"], side, topk=2)
+
+    with pytest.raises(ValueError, match="chains alone, no trees"):
+        speculation.generate([random_tokens(5, 1, 3, 1)[0]], 4, 4, num_steps=2)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_a_cycle_reads_nothing_that_does_not_stand(talk: str) -> None:
+    pair = Talk(TALKS[talk], (5, 1, 3))
+    speculation = open_whole(pair.drawn, "optimized")
+    models = (speculation.target.module, speculation.draft.module, speculation.draft.capture_points)
+
+    spoilt = PoisonedEngine(*models).generate(pair.prompts, 10, 3)
+
+    clean = speculation.generate(pair.prompts, 10, 3)
+    bit_equal("tokens", spoilt.tokens, clean.tokens)
+    assert spoilt.accepted == clean.accepted
 
 
 @pytest.mark.parametrize("talk", TALKS)
@@ -228,25 +244,22 @@ def test_many_ranks_say_what_one_says(drawn: Share) -> None:
     assert many.accepted == one.accepted
 
 
-BRIEF = {"num_hidden_layers": 1, "mlp_only_layers": [], "num_experts": 4, "num_experts_per_tok": 2}
-BRIEF_LATENT = {
-    "num_hidden_layers": 1,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 2,
-    "topk_group": 1,
-    "num_nextn_predict_layers": 2,
+BRIEF = {"num_hidden_layers": 1, "num_experts_per_tok": 2}
+# every interpreted program costs milliseconds
+BRIEFS = {
+    "qwen3_moe_mtp": tiny_next_token("qwen3_moe_mtp", 9, 5, **BRIEF, mlp_only_layers=[], num_experts=4),
+    "deepseek_nextn": tiny_next_token(
+        "deepseek_nextn", 9, 5, **BRIEF, n_routed_experts=4, n_group=2, topk_group=1, num_nextn_predict_layers=2
+    ),
 }
 
 
-@pytest.mark.parametrize(
-    "drawn",
-    [tiny_next_token("qwen3_moe_mtp", 9, 5, **BRIEF), tiny_next_token("deepseek_nextn", 9, 5, **BRIEF_LATENT)],
-    ids=PAIR_NAMES,
-)
-def test_a_whole_cycle_in_triton_is_the_cycle_in_aten(drawn: Drawn) -> None:
+@both
+def test_a_whole_cycle_in_triton_is_the_cycle_in_aten(pair: str) -> None:
     prompts = [random_tokens(5, 1, 2, 1)[0]]
-    aten, triton = (open_whole(drawn, "optimized", torch.float32, form=form, device=device) for form, device in FORMS)
+    aten, triton = (
+        open_whole(BRIEFS[pair], "optimized", torch.float32, form=form, device=device) for form, device in FORMS
+    )
 
     want, got = (speculation.generate(prompts, 2, 2) for speculation in (aten, triton))
 
@@ -257,12 +270,12 @@ def test_a_whole_cycle_in_triton_is_the_cycle_in_aten(drawn: Drawn) -> None:
     hold("hidden", b.hidden.cpu(), a.hidden, depth=2, width=96)
 
 
-@pytest.mark.parametrize("talk", TALKS)
-def test_a_cycle_asks_the_host_nothing_and_moves_no_buffer(talk: str) -> None:
-    pair = Talk(TALKS[talk], (3,))
-    speculation = open_whole(pair.drawn, "optimized", torch.float32)
+@pytest.mark.pair("deepseek_nextn")
+def test_a_cycle_of_several_layers_asks_the_host_nothing_and_moves_no_buffer() -> None:
+    form, device = FORMS[1]
+    speculation = open_whole(BRIEFS["deepseek_nextn"], "optimized", torch.float32, form=form, device=device)
     engine = PausedEngine(speculation.target.module, speculation.draft.module, speculation.draft.capture_points)
-    session = begin(engine, pair.prompts, Cycles(3))
+    session = begin(engine, [random_tokens(5, 1, 2, 1)[0].to(device)], Cycles(2))
 
     with GuardMode(session.state.buffers) as guard:
         run(session.run)

@@ -6,213 +6,33 @@ must choose the experts that decode chose, and give the same bits. A choice is n
 may choose either of two experts, neither is wrong, so drawn texts are those whose choices are clear.
 """
 
-from typing import NamedTuple
-
 import pytest
 import torch
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
-from harness.checkpoints import CheckpointError, state_of
-from harness.compare import bit_equal, budget, hold
-from optimized.graphs import GuardMode
-from reference.outputs import TargetOutput
-from suites.catalog import PAIRS, OpenTarget, open_target
-from suites.correctness.test_replay import Cycles, begin, paused, run
-from suites.correctness.test_sharding import cut_as_planned, kind_of
-from suites.correctness.test_twin import FORMS, truth
-from suites.draws import Drawn, folders, random_tokens, variant
-from suites.families.qwen3_moe import MIXTURE, PINNED_NORMED, PINNED_RAW, RAW, qwen3_moe_targets, tiny_qwen3_moe
-from suites.scripted import SIDES, Loop, tiny_draft
+from harness.checkpoints import CheckpointError
+from suites.catalog import open_target
+from suites.correctness.test_twins import hold_to_reference
+from suites.draws import Drawn, folders, variant
+from suites.families.qwen3_moe import RAW, qwen3_moe_targets
 
 pytestmark = [pytest.mark.correctness, pytest.mark.pair("qwen3_moe")]
 
-# few words: a draft of random weights is right often enough for every count to occur
-LOOP = Loop(tiny_qwen3_moe(6, vocab=5), tiny_draft(7, vocab=5), (5, 1, 3))
-# every interpreted program costs milliseconds
-BRIEF = Loop(
-    tiny_qwen3_moe(9, vocab=5, num_hidden_layers=2, mlp_only_layers=[0]),
-    tiny_draft(10, vocab=5, eagle_config={"eagle_aux_hidden_state_layer_ids": [1, 0]}),
-    (2, 1),
-)
 ALL_CHOSEN = variant(RAW, 4, num_experts_per_tok=12)
-
-
-def hold_all(out: TargetOutput, want: TargetOutput, target: OpenTarget) -> None:
-    """Every capture point, the final hidden state and the logits."""
-    size = {"dtype": target.side.dtype, "depth": target.num_layers, "width": target.config.hidden}
-    for name in ("aux", "hidden", "logits"):
-        hold(name, getattr(out, name), getattr(want, name), **size)
-
-
-def narrowest(target: OpenTarget, tokens: Tensor) -> float:
-    """By how much a chosen expert is ahead of a rejected one at least, in root mean squares of the scores."""
-    chosen, margins = target.config.experts_per_token, [float("inf")]
-
-    def note(gate: nn.Module, args: tuple[Tensor, ...], scores: Tensor) -> None:
-        best = scores.sort(-1, descending=True).values
-        ahead = best[..., chosen - 1] - best[..., chosen]
-        margins.append(float(ahead.min() / scores.square().mean().sqrt()))
-
-    gates = [gate for name, gate in target.module.named_modules() if name.endswith("mlp.gate")]
-    hooks = [gate.register_forward_hook(note) for gate in gates]
-    target(tokens)
-    for hook in hooks:
-        hook.remove()
-    return min(margins)
-
-
-def hold_to_reference(drawn: Drawn, dtype: torch.dtype, device: str, tokens: Tensor) -> None:
-    """The twin to the reference in float64, with weights as the twin's dtype rounds them."""
-    with folders(drawn) as (path, _):
-        reference = truth(open_target(path, dtype=dtype))
-        twin = open_target(path, side="optimized", dtype=dtype, device=device)
-    capture, c = range(twin.num_layers + 1), twin.config
-    chooses = c.experts_per_token < c.experts
-    assume(not chooses or narrowest(reference, tokens) > 2 * budget(dtype, c.layers, c.hidden, 1.0))
-
-    hold_all(twin(tokens, capture=capture), reference(tokens, capture=capture), twin)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@given(drawn=qwen3_moe_targets(), batch=st.integers(1, 3), width=st.integers(1, 24))
-@example(drawn=PINNED_NORMED, batch=2, width=20)
-@example(drawn=PINNED_RAW, batch=2, width=20)
-def test_the_target_is_the_reference(dtype: torch.dtype, drawn: Drawn, batch: int, width: int) -> None:
-    hold_to_reference(drawn, dtype, "cpu", random_tokens(drawn.keys["vocab_size"], batch, width, drawn.seed))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @given(drawn=qwen3_moe_targets(every_expert=True), width=st.integers(1, 12))
 @example(drawn=ALL_CHOSEN, width=12)
 def test_in_half_precision_every_expert_is_the_references(device: str, drawn: Drawn, width: int) -> None:
-    hold_to_reference(drawn, torch.bfloat16, device, random_tokens(drawn.keys["vocab_size"], 1, width, drawn.seed))
-
-
-class Share(NamedTuple):
-    """A target and how many ranks share it."""
-
-    ranks: int
-    drawn: Drawn
-
-
-@st.composite
-def shares(draw: st.DrawFn) -> Share:
-    """Sizes that two, three or four ranks divide."""
-    ranks = draw(st.sampled_from([2, 3, 4]))
-    return Share(ranks, draw(qwen3_moe_targets(max_layers=3, ranks=ranks)))
+    hold_to_reference(drawn, torch.bfloat16, 1, width, device)
 
 
 SIZES = {"num_hidden_layers": 2, "mlp_only_layers": [1], "decoder_sparse_step": 1, "intermediate_size": 48}
-TWO, THREE = Share(2, variant(RAW, 2, **SIZES)), Share(3, variant(RAW, 3, **SIZES, num_key_value_heads=3))
-# two ranks for each key/value head
-FOUR = Share(4, variant(RAW, 5, **SIZES, num_attention_heads=8))
-
-
-@given(share=shares(), width=st.integers(1, 12))
-@example(share=TWO, width=6)
-@example(share=THREE, width=6)
-@example(share=FOUR, width=6)
-def test_many_ranks_compute_what_one_computes(share: Share, width: int) -> None:
-    tokens = random_tokens(share.drawn.keys["vocab_size"], 2, width, share.drawn.seed)
-    with folders(share.drawn) as (path, _):
-        one, many = (
-            open_target(path, side="optimized", dtype=torch.float64, tp_size=ranks) for ranks in (1, share.ranks)
-        )
-    capture = range(one.num_layers + 1)
-
-    with torch.no_grad():
-        first, *others = many.ranks.run(lambda rank: many.modules[rank](tokens, None, capture))
-
-    hold_all(first, one(tokens, capture=capture), one)
-    for other in others:
-        for name, got, want in zip(first._fields, other, first, strict=True):
-            bit_equal(name, got, want)
-
-
-@given(share=shares())
-@example(share=TWO)
-@example(share=THREE)
-@example(share=FOUR)
-def test_a_rank_holds_its_shard_of_every_parameter(share: Share) -> None:
-    with folders(share.drawn) as (path, _):
-        whole = open_target(path).module
-        modules = open_target(path, side="optimized", tp_size=share.ranks).modules
-    full, plan = state_of(whole), PAIRS["qwen3_moe"].page.TP_PLAN
-
-    held = [module.unpack() for module in modules]
-
-    assert all(shards.keys() == full.keys() for shards in held)
-    for name, tensor in full.items():
-        for rank, want in enumerate(cut_as_planned(name, tensor, kind_of(name, plan), whole.c, share.ranks)):
-            bit_equal(f"{name} of rank {rank}", held[rank][name], want)
 
 
 def test_experts_that_ranks_do_not_divide_are_refused() -> None:
     refusal = pytest.raises(CheckpointError, match=r"tp_size=2.*7 intermediate features of an expert")
     with folders(variant(RAW, 1, **SIZES, moe_intermediate_size=7)) as (path, _), refusal:
         open_target(path, side="optimized", tp_size=2)
-
-
-@pytest.mark.parametrize("num_draft_tokens", [1, 3])
-@pytest.mark.parametrize("side", SIDES)
-def test_a_draft_leaves_the_text_alone(side: str, num_draft_tokens: int) -> None:
-    speculation = LOOP.open(side)
-
-    said = speculation.generate(LOOP.prompts, 12, num_draft_tokens)
-
-    plain = speculation.generate(LOOP.prompts, 12, 0)
-    bit_equal("tokens", said.tokens, plain.tokens)
-    assert len({count for row in said.accepted for count in row}) > 1
-    truth_said = LOOP.open("reference").generate(LOOP.prompts, 12, num_draft_tokens)
-    bit_equal("text of the reference", said.tokens, truth_said.tokens)
-    assert said.accepted == truth_said.accepted
-
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_many_ranks_say_what_one_says(ranks: int) -> None:
-    one, many = (MIXTURE.open(size).generate(MIXTURE.prompts, 7, 3) for size in (1, ranks))
-
-    bit_equal("tokens", many.tokens, one.tokens)
-    assert many.accepted == one.accepted
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_verify_has_the_bits_of_decode(dtype: torch.dtype) -> None:
-    target = LOOP.open("optimized", dtype, exact=True).target
-    tokens, capture = random_tokens(target.config.vocab, 2, 9, 1), tuple(range(target.num_layers + 1))
-    places = torch.arange(9).repeat(2, 1)
-    step_by_step, at_once = (target.module.new_cache(2, 64) for _ in range(2))
-    for cache in (step_by_step, at_once):
-        target.module(tokens[:, :5], places[:, :5], capture, cache)
-
-    decoded = [target.module(tokens[:, p : p + 1], places[:, p : p + 1], capture, step_by_step) for p in range(5, 9)]
-    verified = target.module(tokens[:, 5:], places[:, 5:], capture, at_once)
-
-    for name in verified._fields:
-        bit_equal(name, getattr(verified, name), torch.cat([getattr(out, name) for out in decoded], 1))
-
-
-def test_a_whole_cycle_in_triton_is_the_cycle_in_aten() -> None:
-    aten, triton = (BRIEF.open("optimized", torch.float32, form=form, device=device) for form, device in FORMS)
-
-    want, got = (speculation.generate(BRIEF.prompts, 2, 2) for speculation in (aten, triton))
-
-    assert got.accepted == want.accepted
-    bit_equal("tokens", got.tokens, want.tokens)
-    size = {"depth": aten.target.num_layers, "width": 2 * aten.target.config.hidden}
-    a, b = (speculation.engines[0].session.state for speculation in (aten, triton))
-    bit_equal("drafted", b.drafted.cpu(), a.drafted)
-    for name in ("hidden", "aux"):
-        hold(name, getattr(b, name), getattr(a, name), **size)
-
-
-def test_a_cycle_asks_the_host_nothing_and_moves_no_buffer() -> None:
-    form, device = FORMS[1]
-    session = begin(paused(BRIEF, device, torch.float32, form=form), BRIEF.prompts[1:], Cycles(1))
-
-    with GuardMode(session.state.buffers) as guard:
-        run(session.run)
-
-    assert guard.num_calls > 0

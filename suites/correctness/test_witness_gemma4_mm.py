@@ -22,7 +22,7 @@ from harness.shapes import watch
 from reference.config import ConfigError
 from reference.ops import clipped
 from reference.outputs import TargetOutput
-from reference.targets import gemma4_audio, gemma4_mm, gemma4_vision
+from reference.targets import gemma4_audio, gemma4_mm, gemma4_shell, gemma4_vision
 from reference.targets.gemma4_mm import CHECKPOINT_NAMES, Gemma4MmConfig, Gemma4MmTarget
 from suites.catalog import OpenTarget, open_target
 from suites.draws import Drawn, folders, random_tokens
@@ -154,7 +154,7 @@ def test_the_order_of_patches_is_of_no_account() -> None:
 def test_every_call_keeps_its_shape_lines() -> None:
     prompt, target = Prompt(PINNED.config, PINNED_LAYOUT, 2), opened(PINNED)
 
-    with watch(gemma4_mm, gemma4_vision, gemma4_audio, clipped) as seen:
+    with watch(gemma4_mm, gemma4_shell, gemma4_vision, gemma4_audio, clipped) as seen:
         target(prompt.tokens, **prompt.inputs())
         target.module.shared_kv(target.module.new_cache(1, 1))
 

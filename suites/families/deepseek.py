@@ -281,4 +281,5 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
         vocab_size=129_280,
     ),
 }
-"""`config.json` of each published size, in the spelling of the hub"""
+"""`config.json` of each published size, as the hub spells it. V3's sizes are transformers' defaults too; V2-Lite's
+are those of deepseek-ai/DeepSeek-Coder-V2-Lite-Base; V2's give the 236 B of its paper (arXiv 2405.04434)."""

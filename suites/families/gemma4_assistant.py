@@ -23,7 +23,7 @@ ARCHITECTURES = {
     "gemma4_assistant": "Gemma4AssistantForCausalLM",
     "gemma4_unified_assistant": "Gemma4UnifiedAssistantForCausalLM",
 }
-UNIFIED = "gemma4_unified_assistant"
+UNIFIED_ASSISTANT = "gemma4_unified_assistant"
 
 
 class Couple(NamedTuple):
@@ -54,7 +54,7 @@ def beside(target: Drawn, seed: int = 5, model_type: str = "gemma4_assistant", *
         "max_position_embeddings": 64,
         **changes.pop("text_config", {}),
     }
-    if model_type == UNIFIED:
+    if model_type == UNIFIED_ASSISTANT:
         del text["hidden_size_per_layer_input"], text["vocab_size_per_layer_input"]
     config = {
         "model_type": model_type,
@@ -75,7 +75,7 @@ CAPPED = {"final_logit_softcapping": 2.0}
 PINNED = {
     "dense": beside(drawn_of(DENSE, **WITH_BOTH)),
     "ordered": beside(drawn_of(EDGE, vocab_size=130, vocab_size_per_layer_input=130), **ORDERED),
-    "unified": beside(drawn_of(DENSE, **WITH_BOTH, **LONG_SIGHT), model_type=UNIFIED, text_config=CAPPED),
+    "unified": beside(drawn_of(DENSE, **WITH_BOTH, **LONG_SIGHT), model_type=UNIFIED_ASSISTANT, text_config=CAPPED),
     "experts": beside(drawn_of(EXPERTS, **WITH_BOTH), text_config={"attention_bias": True}, tie_word_embeddings=False),
 }
 """a dense head in a narrow window; clusters beside shared layers; a wide window and a softcap; biases, a head apart"""
@@ -188,7 +188,7 @@ PUBLISHED = {
         16,
         8,
         1,
-        model_type=UNIFIED,
+        model_type=UNIFIED_ASSISTANT,
         use_ordered_embeddings=True,
         num_centroids=2048,
         centroid_intermediate_top_k=32,

@@ -394,4 +394,5 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
         for name in ("gemma-4-26B-A4B", "gemma-4-31B")
     },
 }
-"""`config.json` of each published size with towers; the large ones hear nothing"""
+"""`config.json` of each published size with towers; the large ones hear nothing. Small towers are transformers'
+defaults, clipped; the large one is that of rnagabh/gemma4-vision-encoder, which was cut out of gemma-4-31B-it."""

@@ -306,4 +306,4 @@ PUBLISHED: Mapping[str, dict[str, Any]] = {
         },
     }
 }
-"""`config.json` in the spelling of the hub, without how its weights are packed"""
+"""`config.json` in the spelling of the hub, without how its weights are packed; the text's sizes are Kimi K2's"""

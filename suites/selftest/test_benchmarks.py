@@ -135,7 +135,7 @@ def test_a_forced_loss_is_the_cross_entropy_of_the_tokens_that_have_a_draft_id(p
     speculation = pair.open(side="reference")
     points, draft = speculation.draft.capture_points, speculation.draft
 
-    found = separation.losses(speculation, points, TEXTS)
+    found = separation.losses(speculation, separation.Reading(points), TEXTS)
 
     said = -draft.unroll(TEXTS, speculation.target(TEXTS, capture=points), 3).log_softmax(-1)
     draft_id = {i + offset: i for i, offset in enumerate(draft.module.d2t.tolist())}
@@ -148,7 +148,8 @@ def test_a_forced_loss_is_the_cross_entropy_of_the_tokens_that_have_a_draft_id(p
 def test_capture_points_stay_within_the_target(pair: Located) -> None:
     speculation = pair.open(side="reference")
 
-    assert separation.shifts(speculation) == {0: (2, 4, 6), -1: (1, 3, 5), 1: (3, 5, 7)}
+    found = {name: reading.points for name, reading in separation.readings(speculation).items()}
+    assert found == {"": (2, 4, 6), "capture points -1": (1, 3, 5), "capture points +1": (3, 5, 7)}
 
 
 def test_standard_errors_are_those_of_a_paired_t_test() -> None:
@@ -163,7 +164,7 @@ def test_a_separation_rests_on_losses_recorded_by_sequence(pair: Located) -> Non
     stated, earlier = (np.mean([s.values for s in samples if s.case.variant == v], 0)
                        for v in ("", "capture points -1"))  # fmt: skip
     assert len(samples) == 9
-    assert [one.shift for one in found] == [-1, 1]
+    assert [one.reading for one in found] == ["capture points -1", "capture points +1"]
     assert found[0].loss == pytest.approx(float(np.mean(earlier - stated)))
     assert found[0].errors == pytest.approx(standard_errors(earlier - stated))
 

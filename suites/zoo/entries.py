@@ -38,6 +38,7 @@ TARGETS = {
             "sliding_window": 64,
             "layer_types": HYBRID,
         },
+        loop_rounds=6,
     ),
     "gemma4": TargetRecipe(
         "gemma4_text",
@@ -110,9 +111,7 @@ DRAFTS = {
     "llama-eagle3": DraftRecipe("eagle3", EAGLE, draft_vocab=832, steps=2400, samples=2048, muon_rate=None, warmup=60),
     "llama-eagle3-postnorm": DraftRecipe("eagle3-postnorm", EAGLE, draft_vocab=832),
     "llama-peagle": DraftRecipe("peagle", EAGLE, draft_vocab=832),
-    "llama-dflash": DraftRecipe(
-        "dflash", {**HEADS, "intermediate_size": 384, "num_hidden_layers": 2, "block_size": 4}
-    ),
+    "llama-dflash": DraftRecipe("dflash", {**HEADS, "intermediate_size": 384, "num_hidden_layers": 2, "block_size": 4}),
     "llama-standalone": DraftRecipe(
         "standalone",
         {
@@ -123,7 +122,7 @@ DRAFTS = {
             "num_key_value_heads": 1,
             "head_dim": 32,
         },
-        steps=1600,
+        steps=900,
         draft_steps=1,
     ),
     "gemma3-eagle3": DraftRecipe("eagle3", EAGLE, draft_vocab=832),

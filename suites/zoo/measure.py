@@ -1,4 +1,4 @@
-"""What the trained pair reaches on text it never saw: acceptance, repetition, and whether it knows its capture points.
+"""What a trained pair reaches on text it never saw: acceptance, repetition, and whether it knows its capture points.
 
 A target that loops flatters any draft, so the share of repeated 4-grams stands beside every acceptance length.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from harness.acceptance import Acceptance, count
 from suites.catalog import open_speculation
 from suites.opened import OpenSpeculation
+from suites.zoo.entries import target_of
 from suites.zoo.held_out import read_jsonl
 
 NUM_SEQUENCES, SEQUENCE = 64, 96
@@ -97,18 +98,20 @@ def measure_shift(speculation: OpenSpeculation, tokens: Tensor, shift: int) -> d
     }
 
 
-def measure(out: Path, num_draft_tokens: int = 3) -> dict[str, Any]:
-    """The pair under `out` on its own held-out text: every one of CASES, and both shifts."""
-    speculation = open_speculation(out / "llama", out / "llama-eagle3", side="reference")
-    tokenizer = Tokenizer.from_file(str(out / "llama" / "tokenizer.json"))
+def measure(out: Path, name: str, num_draft_tokens: int = 3) -> dict[str, Any]:
+    """A draft under `out` with its target on held-out text: every one of CASES, and both shifts of what it captures."""
+    target = out / target_of(name)
+    speculation = open_speculation(target, out / name, side="reference")
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
     prompts = [torch.tensor(tokenizer.encode(row["turns"][0]).ids) for row in read_jsonl(out / "prompts.jsonl")]
     texts = [row["text"] for row in read_jsonl(out / "heldout.jsonl")[:NUM_SEQUENCES]]
     sequences = torch.tensor([tokenizer.encode(text).ids[:SEQUENCE] for text in texts])
+    shifts = (-1, 1) if speculation.draft.capture_points else ()
     return {
         "prompts": len(prompts),
         "num_draft_tokens": num_draft_tokens,
         "seed": 0,
         "cases": [measure_acceptance(speculation, prompts, n, num_draft_tokens, t) for t, n in CASES],
         "sequences": len(sequences),
-        "shifts": [measure_shift(speculation, sequences, shift) for shift in (-1, 1)],
+        "shifts": [measure_shift(speculation, sequences, shift) for shift in shifts],
     }

@@ -1,14 +1,14 @@
-"""Train the zoo: one target, one EAGLE-3 draft, the text held out from both. `draftproof zoo train` calls `train`.
+"""Train the zoo: every target, every draft, the text held out from both. `draftproof zoo train` calls `train`.
 
-About ten minutes on two CPU cores. Everything that decides the weights is a field of a recipe or is
-recorded beside them in training.json: seeds, the corpus' sha256, versions, threads, the loss curves.
+Ten to twenty minutes a checkpoint on one CPU core. Everything that decides the weights is a field of a recipe
+(`entries.py`) or is recorded beside them in training.json: seeds, the corpus' sha256, versions, threads, loss curves.
 """
 
 import dataclasses
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,31 @@ import torch
 import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import LlamaForCausalLM
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from suites.catalog import open_target
 from suites.zoo.cards import draft_card, target_card
 from suites.zoo.corpus import Source, encode, fingerprint, read_sources, train_tokenizer
+from suites.zoo.entries import DRAFTS, TARGETS, target_of
 from suites.zoo.held_out import cut, write_jsonl
 from suites.zoo.measure import measure
-from suites.zoo.train_draft import DraftRecipe, draft_config, fit_draft, held_out_losses, save_draft, write_samples
-from suites.zoo.train_target import TargetRecipe, fit_target, held_out_loss, save_target
+from suites.zoo.published import draft_config
+from suites.zoo.train_draft import (
+    DraftRecipe,
+    Teacher,
+    choose_draft_vocab,
+    fit_draft,
+    held_out_losses,
+    new_draft,
+    own_parameters,
+    save_draft,
+    write_samples,
+)
+from suites.zoo.train_target import TargetRecipe, fit_target, held_out_loss, save_target, unlearn_loops
 
-TARGET, DRAFT = "llama", "llama-eagle3"
+FIRST = "llama"
+"""the target whose folder holds the tokenizer that all share"""
 NUM_PROMPTS, NUM_SEQUENCES = 80, 288
 CURVE_EVERY = 25
 """steps averaged into one point of a recorded loss curve"""
@@ -86,88 +101,109 @@ def corpus_record(sources: list[Source]) -> dict[str, Any]:
 
 def train(
     out: Path,
-    target_recipe: TargetRecipe | None = None,
-    draft_recipe: DraftRecipe | None = None,
+    names: Sequence[str] = (),
+    recipes: dict[str, TargetRecipe | DraftRecipe] | None = None,
     console: Console | None = None,
-    parts: tuple[str, ...] = ("target", "draft"),
 ) -> dict[str, Any]:
-    """Train the pair into `out`/llama and `out`/llama-eagle3, and cut prompts.jsonl and heldout.jsonl.
+    """Train checkpoints into `out`/NAME: targets first, drafts after the targets that `out` then holds.
 
-    parts   what to train; ("draft",) reads the target that `out` already holds
-    ->      what training.json of both parts says
+    names    keys of `entries.TARGETS` and `entries.DRAFTS`; all when empty
+    recipes  other recipes than those of the entries, by name
+    ->       what training.json of each says
     """
-    target_recipe, draft_recipe = target_recipe or TargetRecipe(), draft_recipe or DraftRecipe()
-    out = Path(out)
+    wanted, out = list(names) or [*TARGETS, *DRAFTS], Path(out)
+    known: dict[str, TargetRecipe | DraftRecipe] = {**TARGETS, **DRAFTS, **(recipes or {})}
     transformers.utils.logging.disable_progress_bar()
     sources = read_sources()
-    shared = {"versions": versions(), "corpus": corpus_record(sources)}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console or Console(stderr=True)) as progress:
+        shop = Workshop(out, sources, progress)
         records = {}
-        if "target" in parts:
-            records["target"] = train_target(out, sources, target_recipe, shared, progress)
-        if "draft" in parts:
-            records["draft"] = train_draft(out, sources, draft_recipe, shared, progress)
+        for name in sorted(wanted, key=lambda name: name in DRAFTS):
+            recipe = known[name]
+            records[name] = shop.target(name, recipe) if isinstance(recipe, TargetRecipe) else shop.draft(name, recipe)
     return records
 
 
-def train_target(
-    out: Path, sources: list[Source], recipe: TargetRecipe, shared: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    """Tokenizer, target, held-out text; everything that depends on no draft."""
-    folder = out / TARGET
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(sources, recipe.vocab)
-    trained = encode(tokenizer, [source for source in sources if not source.held_out])
-    held_out = encode(tokenizer, [source for source in sources if source.held_out])
-    prompts, sequences = cut(tokenizer, sources, NUM_PROMPTS, NUM_SEQUENCES, recipe.seed)
-    write_jsonl(prompts, out / "prompts.jsonl")
-    write_jsonl(sequences, out / "heldout.jsonl")
+class Workshop:
+    """What all checkpoints of one run are made from."""
 
-    curve = Curve(progress, "target", recipe.steps)
-    model = fit_target(trained, recipe, curve)
-    save_target(model, tokenizer, folder)
-    saved = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    record = {
-        **shared,
-        "recipe": dataclasses.asdict(recipe),
-        "parameters": sum(p.numel() for p in saved.parameters()),
-        "tokens": {"trained_on": len(trained), "held_out": len(held_out)},
-        **curve.record(),
-        "held_out_loss": round(held_out_loss(saved, held_out), 4),
-    }
-    write_record(folder, record, target_card)
-    return record
+    def __init__(self, out: Path, sources: list[Source], progress: Progress) -> None:
+        self.out, self.sources, self.progress = out, sources, progress
+        self.shared = {"versions": versions(), "corpus": corpus_record(sources)}
+
+    def target(self, name: str, recipe: TargetRecipe) -> dict[str, Any]:
+        """A target and its tokenizer; with the first, the tokenizer itself and the held-out text."""
+        folder = self.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = self.tokenizer(recipe) if name == FIRST else self.read_tokenizer()
+        trained, held_out = self.text(tokenizer)
+        curve = Curve(self.progress, name, recipe.steps)
+        model, shares = fit_target(trained, recipe, curve), Curve(self.progress, f"{name}, loops", recipe.loop_rounds)
+        unlearn_loops(model, trained, recipe, shares)
+        save_target(model, tokenizer, folder)
+        saved = self.read_target(name)
+        record = {
+            **self.shared,
+            "recipe": dataclasses.asdict(recipe),
+            "parameters": sum(p.numel() for p in saved.parameters()),
+            "tokens": {"trained_on": len(trained), "held_out": len(held_out)},
+            **curve.record(),
+            "loop_shares": [round(share, 4) for share in shares.losses],
+            "held_out_loss": round(held_out_loss(saved, held_out), 4),
+        }
+        write_record(folder, record, target_card)
+        return record
+
+    def draft(self, name: str, recipe: DraftRecipe) -> dict[str, Any]:
+        """A draft of a target that `out` holds, as rounded to bf16 and saved."""
+        of = target_of(name)
+        target, vocab = self.read_target(of).requires_grad_(False), recipe.draft_vocab
+        trained, held_out = self.text(self.read_tokenizer())
+        task = self.progress.add_task(f"{of} writes", total=recipe.samples)
+        samples = write_samples(target, trained, recipe, lambda count: self.progress.advance(task, count))
+        seen = torch.cat([trained, samples[:, recipe.sample_prompt :].flatten()])
+        ids = choose_draft_vocab(seen, target.config.vocab_size, vocab or target.config.vocab_size)
+        mask = int(torch.bincount(seen, minlength=target.config.vocab_size).argmin())
+        config = draft_config(recipe.way, target.config, recipe.architecture, mask)
+        draft = new_draft(target, config, recipe, ids)
+        page = open_target(self.out / of).module if hasattr(draft, "target") else None
+        teacher = Teacher(target, draft, ids, recipe.bfloat16, page)
+        curve = Curve(self.progress, name, recipe.steps)
+        fit_draft(teacher, trained, samples, recipe, curve)
+        save_draft(draft, config, recipe, self.out / name)
+        record = {
+            **self.shared,
+            "recipe": dataclasses.asdict(recipe),
+            "parameters": sum(p.numel() for p in own_parameters(draft).values()),
+            **curve.record(),
+            "held_out_losses": [round(loss, 4) for loss in held_out_losses(teacher, held_out, recipe)],
+        }
+        record["measured"] = measure(self.out, name)
+        write_record(self.out / name, record, draft_card)
+        return record
+
+    def tokenizer(self, recipe: TargetRecipe) -> tokenizers.Tokenizer:
+        """The tokenizer of the zoo, and the text held out from everything, in its tokens."""
+        tokenizer = train_tokenizer(self.sources, recipe.vocab)
+        prompts, sequences = cut(tokenizer, self.sources, NUM_PROMPTS, NUM_SEQUENCES, recipe.seed)
+        write_jsonl(prompts, self.out / "prompts.jsonl")
+        write_jsonl(sequences, self.out / "heldout.jsonl")
+        return tokenizer
+
+    def read_tokenizer(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_file(str(self.out / FIRST / "tokenizer.json"))
+
+    def read_target(self, name: str) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(self.out / name, dtype=torch.float32).eval()
+
+    def text(self, tokenizer: tokenizers.Tokenizer) -> tuple[Tensor, Tensor]:
+        """Trained and held-out streams: [n], [m]"""
+        kept = [source for source in self.sources if not source.held_out]
+        return encode(tokenizer, kept), encode(tokenizer, [source for source in self.sources if source.held_out])
 
 
-def train_draft(
-    out: Path, sources: list[Source], recipe: DraftRecipe, shared: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    """The draft of the target that `out` holds, as rounded to bf16 and saved."""
-    target = LlamaForCausalLM.from_pretrained(out / TARGET, dtype=torch.float32).eval().requires_grad_(False)
-    tokenizer = tokenizers.Tokenizer.from_file(str(out / TARGET / "tokenizer.json"))
-    trained = encode(tokenizer, [source for source in sources if not source.held_out])
-    held_out = encode(tokenizer, [source for source in sources if source.held_out])
-
-    task = progress.add_task("target writes", total=recipe.samples)
-    samples = write_samples(target, trained, recipe, lambda count: progress.advance(task, count))
-    curve = Curve(progress, "draft", recipe.steps)
-    draft = fit_draft(target, trained, samples, recipe, curve)
-    save_draft(draft, draft_config(target, recipe), out / DRAFT)
-    own = [p for name, p in draft.named_parameters() if name != "embed_tokens.weight"]
-    record = {
-        **shared,
-        "recipe": dataclasses.asdict(recipe),
-        "parameters": sum(p.numel() for p in own),
-        **curve.record(),
-        "held_out_losses": [round(loss, 4) for loss in held_out_losses(target, draft, held_out, recipe)],
-    }
-    record["measured"] = measure(out)
-    write_record(out / DRAFT, record, draft_card)
-    return record
-
-
-def write_record(folder: Path, record: dict[str, Any], card: Callable[[dict[str, Any]], str]) -> None:
+def write_record(folder: Path, record: dict[str, Any], card: Callable[[str, dict[str, Any]], str]) -> None:
     """training.json and the model card made from it."""
     (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(card(record), encoding="utf-8")
+    (folder / "README.md").write_text(card(folder.name, record), encoding="utf-8")

@@ -32,7 +32,7 @@ class DraftRecipe:
     """keys of the published config beyond those that its way has in common with its target"""
     draft_vocab: int | None = None
     """tokens that can be proposed, those seen most often; all when None"""
-    steps: int = 1000
+    steps: int = 600
     tokens_a_step: int = 2048
     width: int = 128
     """tokens of a window; every eighth step reads windows of `sample_width`"""
@@ -119,6 +119,11 @@ def optional(facts: Any) -> tuple[str, ...]:
     return tuple(name for name in getattr(facts, "optional", ()) if name.endswith(".weight"))
 
 
+def own_parameters(draft: Any) -> dict[str, Tensor]:
+    """The parameters that a file of this draft holds."""
+    return {name: p for name, p in draft.named_parameters() if name not in optional(draft.c)}
+
+
 class Teacher:
     """A frozen target, and the draft that asks it."""
 
@@ -166,9 +171,7 @@ class Teacher:
         anchors = 1 + torch.rand(batch, width - num_steps).topk(width // 4, -1).indices.sort(-1).values
         logits = self.draft.blocks(tokens, self.draft.read(out), anchors, num_steps)  # [B, X, K, Vd]
         rows = torch.arange(batch)[:, None]
-        return torch.stack(
-            [cross_entropy(logits[:, :, k], probabilities[rows, anchors + k]) for k in range(num_steps)]
-        )
+        return torch.stack([cross_entropy(logits[:, :, k], probabilities[rows, anchors + k]) for k in range(num_steps)])
 
     def _keys(self, tokens: Tensor) -> Any:
         """The cache of the target's page after it read `tokens`."""

@@ -14,7 +14,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast)
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from suites.zoo.corpus import END
 from suites.zoo.muon import Muon
@@ -43,7 +50,7 @@ class TargetRecipe:
     """of Muon, for the matrices between the tables; None trains everything with Adam"""
     warmup: int = 40
     weight_decay: float = 0.1
-    loop_rounds: int = 6
+    loop_rounds: int = 3
     """of `unlearn_loops`, after the steps"""
     loop_weight: float = 2.0
     loop_share: float = 0.1
@@ -136,7 +143,7 @@ class Balance:
                 module.register_forward_hook(self.count)
 
     def count(self, router: nn.Module, _: Sequence[Any], out: Sequence[Tensor]) -> None:
-        self.loads[router] = torch.bincount(out[-1].flatten(), minlength=len(router.e_score_correction_bias)).float()
+        self.loads[router] = torch.bincount(out[-1].flatten(), minlength=router.e_score_correction_bias.numel()).float()
 
     def step(self) -> None:
         """Experts below the mean load become likelier."""
@@ -175,7 +182,9 @@ def say_on(model: PreTrainedModel, tokens: Tensor, length: int) -> Tensor:
     """
     cache, unread = DynamicCache(config=model.config), tokens
     for _ in range(length):
-        unread = model(unread, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)[:, None]
+        unread = (
+            model(unread, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1].argmax(-1)[:, None]
+        )
         tokens = torch.cat([tokens, unread], 1)
     return tokens
 
@@ -191,7 +200,9 @@ def closes_repeat(text: Tensor, size: int = 4) -> Tensor:
     return F.pad(same.tril(-1).any(-1), (size - 1, 0))
 
 
-def unlearn_loops(model: PreTrainedModel, stream: Tensor, recipe: TargetRecipe, report: Callable[[int, float], None]) -> None:
+def unlearn_loops(
+    model: PreTrainedModel, stream: Tensor, recipe: TargetRecipe, report: Callable[[int, float], None]
+) -> None:
     """Make tokens unlikely that close a repeated 4-gram in what the model says greedily; `report(round, share)`.
 
     A small target loops when it decodes greedily, and loops are easy to draft. Sequence-level unlikelihood training
@@ -238,7 +249,12 @@ def held_out_loss(model: PreTrainedModel, stream: Tensor, width: int = 256) -> f
 
 def save_target(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
     """Write config.json, model.safetensors (bf16), tokenizer.json, tokenizer_config.json, generation_config.json."""
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(torch.bfloat16)
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            # as published: its steps are finer than bfloat16
+            module.e_score_correction_bias = module.e_score_correction_bias.float()
+    model.save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
