@@ -193,6 +193,8 @@ class Parallel(Recurrent):
     """P-EAGLE: what EAGLE-3 reads up to the root, then masks at the positions after it, in one pass."""
 
     reads_features = False
+    branch: Any = None
+    """masks know of no candidates: a tree has nothing to grow from"""
     # a way that takes one step has no level to grow a tree from
     branch = None  # type: ignore[assignment]
 

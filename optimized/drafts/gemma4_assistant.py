@@ -190,5 +190,9 @@ class Gemma4AssistantDraft(PackedModel):
         return draft_ids
 
     def spread(self, logits: Tensor) -> Tensor:
-        """Logits over the target's vocabulary, which they are already: [B, T, V] -> [B, T, V]"""
+        """Logits over the target's vocabulary, which they are already.
+
+        logits  [B, T, V]
+        ->      [B, T, V]
+        """
         return logits

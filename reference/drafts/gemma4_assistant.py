@@ -352,9 +352,17 @@ class Gemma4AssistantDraft(nn.Module):
         return torch.stack(steps)
 
     def to_target(self, draft_ids: Tensor) -> Tensor:
-        """Draft ids are target ids: draft_ids of any shape -> the same"""
+        """Draft ids are target ids.
+
+        draft_ids  [...]
+        ->         [...]
+        """
         return draft_ids
 
     def spread(self, logits: Tensor) -> Tensor:
-        """Logits over the target's vocabulary, which they are already: [B, T, V] -> [B, T, V]"""
+        """Logits over the target's vocabulary, which they are already.
+
+        logits  [B, T, V]
+        ->      [B, T, V]
+        """
         return logits

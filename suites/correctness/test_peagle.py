@@ -247,6 +247,9 @@ def test_a_cycle_in_triton_is_the_cycle_in_aten() -> None:
     assert got.accepted == want.accepted
     mine, theirs = (speculation.engines[0].session.state for speculation in (aten, triton))
     bit_equal("drafted", theirs.drafted.cpu(), mine.drafted)
+    for one, other in zip(theirs.draft_cache.tensors(), mine.draft_cache.tensors(), strict=True):
+        for row, length in enumerate(mine.lengths.tolist()):
+            hold("keys", one[row, : length + 1], other[row, : length + 1], depth=5, width=144)
 
 
 @given(spelling=st.sampled_from(["midlayer", "layers", "model"]), drawn=DRAFTS)

@@ -143,8 +143,8 @@ def test_after_a_path_the_draft_reads_what_the_target_knew(side: str, loop: Loop
     width = {"depth": truth.target.num_layers, "width": truth.target.config.hidden}
     for row, (length, counts) in enumerate(zip(loop.lengths, tree.accepted, strict=True)):
         last = length - 1 + sum(count + 1 for count in counts[:-1])
-        # the reference reads once more after the last cycle: over rows that are done
-        readings = draft.readings[: len(counts) + 1]
+        # prompts of one token are no reading of the twin's; every cycle is one, and those of other rows do not count
+        readings = draft.readings[: len(draft.readings) - max(map(len, tree.accepted)) + len(counts)]
         tokens, hidden = remembered(readings, row, last)
         bit_equal("tokens", tokens, text[row, 1 : last + 2])
         hold("hidden", hidden, states[row, : last + 1], **width)

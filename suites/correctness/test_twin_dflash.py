@@ -170,29 +170,6 @@ def test_prompts_are_remembered_in_chunks_of_any_size(chunk_size: int) -> None:
             hold("keys of a prompt", other[row, : len(prompt)], one[row, : len(prompt)], depth=4, width=144)
 
 
-def test_a_block_in_triton_is_the_block_in_aten() -> None:
-    said, noise = [], torch.Generator().manual_seed(3)
-    aux = torch.randn(2, 4, 3, 48, generator=noise)
-
-    for form, device in FORMS:
-        module = DFLASH_LOOP.open("optimized", torch.float32, form=form, device=device).draft.module
-        cache, places = module.new_cache(2, 20), torch.arange(4, device=device).repeat(2, 1)
-        with torch.no_grad():
-            states = aux.to(device)
-            context = module.read(TargetOutput(states, states, states))
-            # the second sequence is a token shorter
-            places[1, 3] = -1
-            module.remember(context, places, cache)
-            first = torch.tensor([4, 3], device=device)
-            at = first[:, None] + torch.arange(4, device=device)
-            top = module.states(module.ask(first % 5, 3), at, cache)
-        # the last slot takes what is written nowhere
-        said.append((context, top, *(t[:, :-1] for t in cache.tensors())))
-
-    for got, want in zip(*reversed(said), strict=True):
-        hold("block", got, want, depth=5, width=144)
-
-
 def test_a_cycle_in_triton_is_the_cycle_in_aten() -> None:
     aten, triton = (DFLASH_LOOP.open("optimized", torch.float32, form=form, device=device) for form, device in FORMS)
 
@@ -202,3 +179,6 @@ def test_a_cycle_in_triton_is_the_cycle_in_aten() -> None:
     assert got.accepted == want.accepted
     mine, theirs = (speculation.engines[0].session.state for speculation in (aten, triton))
     bit_equal("drafted", theirs.drafted.cpu(), mine.drafted)
+    for one, other in zip(theirs.draft_cache.tensors(), mine.draft_cache.tensors(), strict=True):
+        for row, length in enumerate(mine.lengths.tolist()):
+            hold("keys", one[row, : length + 1], other[row, : length + 1], depth=5, width=144)

@@ -24,6 +24,7 @@ from suites.catalog import OpenTarget, open_target
 from suites.correctness.test_replay import PausedEngine, begin, run
 from suites.correctness.test_twin import FORMS, truth
 from suites.correctness.test_witness_gemma3 import SPELLINGS
+from suites.couples import COUPLES
 from suites.draws import folders, write_target
 from suites.families.gemma3 import PINNED_MULTIMODAL
 from suites.media import FAMILIES, LOOPS, OTHERS, PINNED, SMALL, TINY, VOCAB, Case, cases
@@ -173,6 +174,27 @@ def test_the_twin_says_what_the_reference_says_after_a_prompt_with_images(pair: 
             said = speculation.generate(loop.prompts, 10, drafts, **inputs, **how)
             bit_equal(f"tokens {how}", said.tokens, known.tokens)
             assert said.accepted == known.accepted
+
+
+# couples whose drafts read other things of an image than its features, and one that grows trees
+WAYS = {
+    "gemma3_mm-eagle3": {"num_draft_tokens": 4, "topk": 2, "num_steps": 2},
+    "gemma4_mm-assistant": {},
+    "gemma4_unified-assistant": {},
+    "kimi_k25-eagle3-mla": {},
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.pair(name.split("-")[0])) for name in WAYS])
+def test_after_an_image_no_way_of_drafting_changes_the_text(name: str) -> None:
+    prompt, couple, how = TINY[name.split("-")[0]].prompt, COUPLES[name], WAYS[name]
+    inputs = prompt.inputs()
+
+    reference, twin = (couple.open(side).generate(prompt.tokens, 8, **how, **inputs) for side in SIDES)
+
+    bit_equal("tokens", twin.tokens, reference.tokens)
+    assert twin.accepted == reference.accepted
+    bit_equal("text", twin.tokens, couple.open("reference").generate(prompt.tokens, 8, 0, **inputs).tokens)
 
 
 class Reader(WatchedDraft):

@@ -44,6 +44,11 @@ ALL_CHOSEN = {
 }
 
 
+def of(drawn: Drawn) -> pytest.MarkDecorator:
+    """Which pair a claim about these speaks of."""
+    return pytest.mark.pair(PAIR_NAMES[drawn.keys["model_type"] != "qwen3_moe"])
+
+
 def held_to_reference(drawn: Drawn, dtype: torch.dtype, device: str, width: int) -> None:
     """Every layer of the twin to the reference in float64, with weights as the twin's dtype rounds them."""
     reference = truth(open_whole(drawn, dtype=dtype).draft).module
@@ -107,7 +112,11 @@ SHARES = (
     share(3, DEEPSEEK, 12),
     share(4, DEEPSEEK_ZERO, 12),
 )
-every_share = pytest.mark.parametrize("drawn", SHARES, ids=lambda s: f"{s.drawn.keys['model_type']}-{s.ranks}")
+every_share = pytest.mark.parametrize(
+    "drawn",
+    [pytest.param(s, marks=of(s.drawn)) for s in SHARES],
+    ids=lambda s: f"{s.drawn.keys['model_type']}-{s.ranks}",
+)
 
 
 @every_share
@@ -185,8 +194,11 @@ TALKS = {
 }
 
 
+every_talk = pytest.mark.parametrize("talk", [pytest.param(name, marks=of(drawn)) for name, drawn in TALKS.items()])
+
+
 @pytest.mark.parametrize("lengths", [(4,), (5, 1, 3)], ids=["batch 1", "batch 3"])
-@pytest.mark.parametrize("talk", TALKS)
+@every_talk
 def test_a_module_leaves_the_text_alone_and_both_sides_accept_alike(talk: str, lengths: tuple[int, ...]) -> None:
     pair = Talk(TALKS[talk], lengths)
     speculations = {side: open_whole(pair.drawn, side) for side in SIDES}
@@ -209,7 +221,7 @@ def test_several_layers_draft_chains_and_no_trees(side: str) -> None:
         speculation.generate([random_tokens(5, 1, 3, 1)[0]], 4, 4, num_steps=2)
 
 
-@pytest.mark.parametrize("talk", TALKS)
+@every_talk
 def test_a_cycle_reads_nothing_that_does_not_stand(talk: str) -> None:
     pair = Talk(TALKS[talk], (5, 1, 3))
     speculation = open_whole(pair.drawn, "optimized")
@@ -222,7 +234,7 @@ def test_a_cycle_reads_nothing_that_does_not_stand(talk: str) -> None:
     assert spoilt.accepted == clean.accepted
 
 
-@pytest.mark.parametrize("talk", TALKS)
+@every_talk
 def test_the_prompt_may_come_in_chunks_of_any_size(talk: str) -> None:
     pair = Talk(TALKS[talk], (9, 2, 6))
     speculation = open_whole(pair.drawn, "optimized")
@@ -234,7 +246,11 @@ def test_the_prompt_may_come_in_chunks_of_any_size(talk: str) -> None:
         assert chunked.accepted == whole.accepted
 
 
-@pytest.mark.parametrize("drawn", SHARES[1:6:2], ids=lambda s: f"{s.drawn.keys['model_type']}-{s.ranks}")
+@pytest.mark.parametrize(
+    "drawn",
+    [pytest.param(s, marks=of(s.drawn)) for s in SHARES[1:6:2]],
+    ids=lambda s: f"{s.drawn.keys['model_type']}-{s.ranks}",
+)
 def test_many_ranks_say_what_one_says(drawn: Share) -> None:
     tiny = variant(drawn.drawn.keys, 5, vocab_size=7)
     prompts = [random_tokens(7, 1, width, width)[0] for width in (4, 2)]

@@ -100,7 +100,7 @@ def propose(draft: OpenDraft, target: OpenTarget, temperature: float, seed: int)
     tokens, lengths = random_tokens(VOCAB, 3, 5, seed), torch.tensor([5, 2, 4])
     chain = Chain(target.module, draft.module, draft.capture_points, 6, temperature, seed, torch.arange(3))
     chain.open(3, 16)
-    _, first = chain.prefill(tokens, lengths)
+    _, first = chain.prefill(tokens, lengths, {})
 
     return chain.propose(first)
 

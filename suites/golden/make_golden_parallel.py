@@ -6,8 +6,9 @@ It runs in the environment that `make_golden.py` describes, alone, and imports n
 
 Each case becomes a folder: `config.json` and `model.safetensors` as that trainer saves them, read back by that trainer,
 and `golden.safetensors` with inputs and logits (README.md beside this file states the layout). Both trainers choose at
-random which places of a text they train on. Here every place is chosen: speculators' D-Flash is asked for as many blocks
-as it finds valid, SpecForge's mask takes the anchors as an argument, and P-EAGLE's sampler is replaced by all columns.
+random which places of a text they train on. Here every place is chosen: speculators' D-Flash is asked for as many
+blocks as it finds valid, SpecForge's mask takes the anchors as an argument, and P-EAGLE's sampler is replaced by all
+columns.
 """
 
 import argparse
@@ -185,9 +186,7 @@ def speculators_config(case: Case, algorithm: str) -> dict[str, Any]:
 def save_speculators_dflash(case: Case, folder: Path, seed: torch.Generator) -> dict[str, Tensor]:
     """Write the folder with speculators' `save_pretrained`, which leaves out what is the target's."""
     given = speculators_config(case, "dflash")
-    model = DFlashDraftModel(
-        DFlashSpeculatorConfig(block_size=DRAFTS + 1, aux_hidden_state_layer_ids=[2, 5], **given)
-    )
+    model = DFlashDraftModel(DFlashSpeculatorConfig(block_size=DRAFTS + 1, aux_hidden_state_layer_ids=[2, 5], **given))
     draw_weights(model, seed)
     model.save_pretrained(folder)
     names = ["embed_tokens.weight"] + (["lm_head.weight"] if case.flags["draft_vocab_size"] == VOCAB else [])
@@ -228,9 +227,7 @@ def save_speculators_peagle(case: Case, folder: Path, seed: torch.Generator) -> 
     """Write the folder with speculators' `save_pretrained`; its format holds the embedding."""
     given = speculators_config(case, "peagle")
     model = PEagleDraftModel(
-        PEagleSpeculatorConfig(
-            draft_vocab_size=DRAFT_VOCAB, eagle_aux_hidden_state_layer_ids=[2, 5], **given
-        )
+        PEagleSpeculatorConfig(draft_vocab_size=DRAFT_VOCAB, eagle_aux_hidden_state_layer_ids=[2, 5], **given)
     )
     draw_weights(model, seed)
     model.save_pretrained(folder)
