@@ -111,12 +111,12 @@ class Shell(PackedModel):
         positions  [B, T]  -1 marks padding
         inputs     named as the reference's `forward` names them
         """
-        h, holes, blocks = self.towers.sense(self.language_model.embed(self.known(tokens)), tokens, **inputs)
+        h, holes, blocks = self._sense(tokens, inputs)
         return Media(h, holes, None if blocks is None else ends_of(blocks, positions))
 
     def embed_inputs(self, tokens: Tensor, **inputs: Any) -> Tensor:
         """What layer 0 reads: tokens [B, T] -> [B, T, H]"""
-        return self.sense(tokens, tokens, **inputs).embeds
+        return self._sense(tokens, inputs)[0]
 
     def forward(
         self,
@@ -158,6 +158,10 @@ class Shell(PackedModel):
         ->         [B, T, H], [B, T, A, H]  after the final norm, at the capture points
         """
         return self.language_model.states(self.known(tokens), positions, cache, capture, num_slots, aux_out, **media)
+
+    def _sense(self, tokens: Tensor, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """tokens [B, T] -> h [B, T, H], holes [B, T], blocks [B, T] or None"""
+        return self.towers.sense(self.language_model.embed(self.known(tokens)), tokens, **inputs)
 
 
 def ends_of(blocks: Tensor, positions: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """How trainers and engines write and read EAGLE-3 checkpoints: one table, each line with its source.
 
-A row says what one consumer makes of one fact. `suites/formats/reading.py` acts on these rows and on nothing else, so a line
-that is wrong here is wrong in the audit too, and `draftproof list dialects` prints them all. `where` narrows a row to
-a kind of draft or target; a narrower row is asked before one that holds everywhere. Sources are paths in the named
-release; rows were read there, and those of vLLM were also run.
+A row says what one consumer makes of one fact. `suites/formats/reading.py` acts on these rows and on nothing else, so
+a line that is wrong here is wrong in the audit too, and `draftproof list dialects` prints them all. `where` narrows a
+row to a kind of draft or target; a narrower row is asked before one that holds everywhere. Sources are paths in the
+named release; rows were read there, and those of vLLM were also run. Rows of trainers say what the weights mean.
 """
 
 from suites.formats.engines import SGLANG, TENSORRT_LLM, VLLM_V1, VLLM_V2

@@ -93,7 +93,10 @@ class StandaloneDraft(nn.Module):
 
 
 def check_token_map(token_map: Tensor, vocab: int) -> None:
-    """Refuse a map that is not a set of target ids; errors: ConfigError."""
+    """Refuse a map that is not a set of target ids; errors: ConfigError.
+
+    token_map  [Vd]
+    """
     if token_map.dim() != 1 or token_map.dtype != torch.int64 or not len(token_map):
         raise ConfigError(
             f"token_map is {token_map.dtype} {list(token_map.shape)}; expected int64 ids in one dimension"

@@ -69,6 +69,8 @@ class Dictated:
         return self._replace(self.inner.propose(top))
 
     def _replace(self, tokens: Tensor) -> Tensor:
+        if tokens.numel() != len(self.lengths):
+            return tokens  # ids that are asked about, not proposed
         cycle, k = divmod(len(self.meant), self.k)
         self.meant.append(tokens.flatten().clone())
         # rows that are done repeat their last step

@@ -20,7 +20,7 @@ NESTED = "eagle_config.eagle_aux_hidden_state_layer_ids"
 TOP = "eagle_aux_hidden_state_layer_ids"
 KIND = "speculators_model_type"
 
-MLA, QWEN3, SPECULATORS = "latent attention", "qwen3 body", "speculators layout"
+MLA, QWEN3, NESTED_LAYOUT = "latent attention", "qwen3 body", "speculators layout"
 DEEPSEEK_TARGET, GPT_OSS_TARGET = "deepseek or kimi target", "gpt-oss target"
 GEMMA3_TARGET, GEMMA4_TARGET, IMAGES = "gemma 3 target", "gemma 4 target", "images in the prompt"
 NO_HEAD_SIZE, NO_T2D, YARN_MLA = "no draft_vocab_size", "no t2d in the file", "latent attention with yarn"

@@ -29,7 +29,6 @@ from suites.formats.rows import (
     READ,
     REFUSED,
     SILENT,
-    SPECULATORS,
     TARGETS,
     TOP,
     UNREAD,
