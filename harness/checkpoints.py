@@ -8,7 +8,6 @@ ignored for a stated reason, exactly once; each parameter of the model is writte
 
 import json
 import os
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -20,26 +19,33 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from harness.headers import CONFIG, INDEX, SINGLE, CheckpointError, Header, read_headers, read_json
 from harness.scales import BlockScales, ScaleError, match_scales, read_scales
 
-CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-MAX_HEADER = 100_000_000
-"""bytes; the limit of the safetensors format itself"""
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+__all__ = (
+    "CONFIG",
+    "INDEX",
+    "NOT_WEIGHTS",
+    "SINGLE",
+    "Checkpoint",
+    "CheckpointError",
+    "Entry",
+    "Header",
+    "Ledger",
+    "Misfit",
+    "Plan",
+    "blank",
+    "load",
+    "match",
+    "open_checkpoint",
+    "plan",
+    "read_headers",
+    "read_json",
+    "rename",
+    "save_checkpoint",
+    "state_of",
+    "writer",
+)
 
 # tensors that trainers leave in a checkpoint and no forward pass reads: (pattern of our name, why)
 NOT_WEIGHTS = (
@@ -47,19 +53,6 @@ NOT_WEIGHTS = (
     ("*rotary_emb.cos_cached", "recomputed from the config"),
     ("*rotary_emb.sin_cached", "recomputed from the config"),
 )
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be opened, read or loaded in full; names the file, the tensor and the remedy."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """One tensor on disk, without its data."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -124,105 +117,6 @@ def _folder(path: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{text}: neither a folder here nor a Hub id that can be fetched ({error})") from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; errors: CheckpointError."""
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: missing; a checkpoint folder needs it") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON ({error}); fetch the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: holds a JSON {type(value).__name__}, an object is expected")
-    return value
-
-
-def read_headers(folder: Path) -> dict[str, Header]:
-    """Names, shapes and dtypes of every tensor of a folder, without data; errors: CheckpointError."""
-    index = folder / INDEX
-    if index.exists():
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
-            raise CheckpointError(f"{index}: 'weight_map' should map tensor names to file names")
-        files = sorted({_inside(folder, name, index) for name in places.values()})
-    elif (folder / SINGLE).exists():
-        places, files = None, [folder / SINGLE]
-    else:
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.pt"))
-        hint = f" ({', '.join(others)} are pickles and are never opened; convert them to safetensors)" if others else ""
-        raise CheckpointError(f"{folder}: neither {SINGLE} nor {INDEX} is here{hint}")
-    headers: dict[str, Header] = {}
-    for file in files:
-        for name, header in _read_file_headers(file).items():
-            if name in headers:
-                raise CheckpointError(
-                    f"{file}: tensor {name!r} also stands in {headers[name].file.name}; keep one of them"
-                )
-            headers[name] = header
-    if places is not None:
-        _check_index(index, places, headers)
-    return headers
-
-
-def _inside(folder: Path, name: str, index: Path) -> Path:
-    """A file named by an index, refused when it leaves the folder."""
-    if Path(name).name != name:
-        raise CheckpointError(f"{index}: names the file {name!r}, which is not a plain file name beside the index")
-    if not (folder / name).is_file():
-        raise CheckpointError(f"{index}: names the file {name!r}, which is missing; fetch it")
-    return folder / name
-
-
-def _check_index(index: Path, places: Mapping[str, str], headers: Mapping[str, Header]) -> None:
-    missing = sorted(set(places) - set(headers))
-    extra = sorted(set(headers) - set(places))
-    moved = sorted(n for n in set(places) & set(headers) if headers[n].file.name != places[n])
-    for names, what in (
-        (missing, "lists but no file holds"),
-        (extra, "does not list but a file holds"),
-        (moved, "places wrongly"),
-    ):
-        if names:
-            raise CheckpointError(f"{index}: {what} tensor {names[0]!r} ({len(names)} such); write the index again")
-
-
-def _read_file_headers(file: Path) -> dict[str, Header]:
-    """The header of one safetensors file, checked against the size of the file."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > min(MAX_HEADER, size - 8):
-                raise CheckpointError(
-                    f"{file}: cut short or not safetensors (header of {length} bytes in a file of {size})"
-                )
-            entries = json.loads(stream.read(length))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: missing") from error
-    except (OSError, struct.error, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not a safetensors file ({error}); fetch it again") from error
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{file}: its header is a JSON {type(entries).__name__}, an object is expected")
-    headers = {}
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        try:
-            start, end = (int(n) for n in entry["data_offsets"])
-            shape, dtype = tuple(int(n) for n in entry["shape"]), DTYPES[entry["dtype"]]
-            numel = torch.Size(shape).numel()
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{file}: tensor {name!r} has a malformed header ({error!r})") from error
-        if any(n < 0 for n in shape) or not 0 <= start <= end or end - start != numel * dtype.itemsize:
-            raise CheckpointError(f"{file}: tensor {name!r} claims {list(shape)} {dtype} in bytes {start}..{end}")
-        if 8 + length + end > size:
-            raise CheckpointError(
-                f"{file}: cut short: tensor {name!r} ends at byte {8 + length + end}, the file at {size}"
-            )
-        headers[name] = Header(file, shape, dtype)
-    return headers
-
-
 def rename(name: str, table: Sequence[tuple[str, str]]) -> str:
     """Change a published name into ours: each anchored prefix of the table at most once, in the order of the table."""
     for theirs, ours in table:
@@ -231,7 +125,7 @@ def rename(name: str, table: Sequence[tuple[str, str]]) -> str:
     return name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """What became of one tensor, or where one parameter came from."""
 
@@ -289,37 +183,70 @@ def plan(
     optional  our names that may be absent: the caller fills them from elsewhere and says so
     errors: CheckpointError for unknown, missing, doubled or wrongly shaped tensors
     """
-    excuses = (*ignore, *NOT_WEIGHTS)
+    todo, misfits = match(checkpoint, wanted, names, ignore, optional)
+    lacking = [misfit.parameter for misfit in misfits if misfit.kind == "missing"]
+    if misfits and misfits[0].kind == "missing":
+        raise CheckpointError(
+            f"{checkpoint.path}: tensor {lacking[0]!r} is missing ({len(lacking)} in all: {', '.join(lacking[:4])}); "
+            "save the checkpoint in full, or correct the config key that asks for it"
+        )
+    if misfits:
+        raise CheckpointError(misfits[0].text)
+    return todo
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """One tensor or parameter that has no counterpart as the config asks for it."""
+
+    kind: str
+    """unknown, double, shape or missing"""
+    tensor: str
+    parameter: str
+    text: str
+
+
+def match(
+    checkpoint: Checkpoint,
+    wanted: Mapping[str, tuple[int, ...]],
+    names: Sequence[tuple[str, str]],
+    ignore: Iterable[tuple[str, str]] = (),
+    optional: Iterable[str] = (),
+) -> tuple[Plan, list[Misfit]]:
+    """What `plan` would carry out, and everything that it would refuse, as far as it can be told; arguments: `plan`."""
+    excuses, may_lack = (*ignore, *NOT_WEIGHTS), set(optional)
     source: dict[str, str] = {}
     ignored: dict[str, str] = {}
+    misfits: list[Misfit] = []
     scales = set(checkpoint.scales.values())
     for tensor, header in checkpoint.headers.items():
         if tensor in scales:
             continue
         ours = rename(tensor, names)
-        reason = next((why for pattern, why in excuses if fnmatchcase(ours, pattern)), None)
-        if ours not in wanted and reason is not None:
-            ignored[tensor] = reason
-        elif ours not in wanted:
-            raise CheckpointError(
-                f"{header.file}: tensor {tensor!r} ({ours!r} here) belongs to no parameter that the config asks for; "
+        if ours not in wanted:
+            reason = next((why for pattern, why in excuses if fnmatchcase(ours, pattern)), None)
+            if reason is not None:
+                ignored[tensor] = reason
+                continue
+            text = (
+                f"tensor {tensor!r} ({ours!r} here) belongs to no parameter that the config asks for; "
                 "remove it, or set the config key that gives it a place"
             )
+            misfits.append(Misfit("unknown", tensor, "", f"{header.file}: {text}"))
         elif ours in source:
-            raise CheckpointError(f"{header.file}: tensors {source[ours]!r} and {tensor!r} are both {ours!r}; keep one")
+            text = f"{header.file}: tensors {source[ours]!r} and {tensor!r} are both {ours!r}; keep one"
+            misfits.append(Misfit("double", tensor, ours, text))
         elif header.shape != tuple(wanted[ours]):
-            raise CheckpointError(
-                f"{header.file}: tensor {tensor!r} is {list(header.shape)}, the config asks for {list(wanted[ours])}"
-            )
+            text = f"tensor {tensor!r} is {list(header.shape)}, the config asks for {list(wanted[ours])}"
+            misfits.append(Misfit("shape", tensor, ours, f"{header.file}: {text}"))
         else:
             source[ours] = tensor
-    missing = [name for name in wanted if name not in source and name not in set(optional)]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint.path}: tensor {missing[0]!r} is missing ({len(missing)} in all: {', '.join(missing[:4])}); "
-            "save the checkpoint in full, or correct the config key that asks for it"
-        )
-    return Plan(checkpoint, wanted, source, ignored)
+    # a tensor of the wrong shape is there, and told already
+    there = {misfit.parameter for misfit in misfits} | source.keys()
+    for name in wanted:
+        if name not in there and name not in may_lack:
+            misfits.append(Misfit("missing", "", name, f"{checkpoint.path}: tensor {name!r} is missing"))
+    return Plan(checkpoint, wanted, source, ignored), misfits
 
 
 def load(todo: Plan, write: Callable[[str, Tensor], None]) -> Ledger:

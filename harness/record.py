@@ -1,21 +1,22 @@
 """What a measurement is: one JSON line an observation, and no number from a red gate.
 
-A record is an append-only file. Each line is one whole observation, written by one `os.write` to a descriptor opened
-with O_APPEND: on a local file system several workers may share the file, and a process that is killed loses at most
-the line it was writing. `read` gives the observations back as the dataclasses below; fields that this version does
-not know are kept in `extra`. The lines are described by `record.schema.json` beside this file.
+A record is an append-only file (`harness/lines.py`): several workers may share it, and a process that is killed loses
+at most the line it was writing. `read` gives the observations back as the dataclasses below; fields that this version
+does not know are kept in `extra`. The lines are described by `record.schema.json` beside this file.
 """
 
 import json
 import math
-import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from harness.lines import Lines, whole
+from harness.plain import frozen, plain
+from harness.ulid import new_run_id
 
 SCHEMA = "draftproof/1"
 SCHEMA_FILE = Path(__file__).with_name("record.schema.json")
@@ -28,20 +29,9 @@ ACCEPTANCES = ("real", "forced", "oracle")
 ABOVE_ZERO = ("s", "ms", "us", "tokens/s")
 """units of which nothing can be zero"""
 
-# closes a line that a killed process left behind; no JSON object can end like this
-TORN = "#torn"
-
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-
 
 class RecordError(ValueError):
     """An observation that must not exist, or a file that is not a record."""
-
-
-def new_run_id() -> str:
-    """A ULID: 48 bits of milliseconds and 80 random bits, so run ids sort by time."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    return "".join(_ALPHABET[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +44,7 @@ class Observation:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            object.__setattr__(self, f.name, _frozen(getattr(self, f.name)))
+            object.__setattr__(self, f.name, frozen(getattr(self, f.name)))
         self.hold()
 
     def hold(self) -> None:
@@ -223,19 +213,55 @@ class Planted(Observation):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Observation):
-    """One metric of two runs compared."""
+    """One metric of two sides compared."""
 
     metric: str
     verdict: str
+    better: str = "none"
+    unit: str = ""
     pair: str = ""
+    case_id: str = ""
+    family: str = ""
+    scale: str = "ratio"
+    """what the effect is: ratio (candidate over baseline) or difference (candidate minus baseline)"""
     effect: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    q: float | None = None
+    """p after Benjamini-Hochberg inside the family"""
+    visible: float | None = None
+    """the smallest change that this comparison would have found four times in five, in the scale of the effect"""
+    method: str = ""
+    sides: tuple[tuple[str, ...], ...] = ()
+    """run ids of the baseline and of the candidate, then of their repeats"""
     reasons: tuple[str, ...] = ()
 
     def hold(self) -> None:
         _among("verdict", self.verdict, VERDICTS)
+        _among("better", self.better, BETTER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certificate(Observation):
+    """How quiet a machine was, by one family of metrics: one commit compared with itself."""
+
+    family: str
+    status: str
+    """passed: nothing moved, there were enough processes, and a change worth seeing would have been seen"""
+    compared: tuple[str, ...]
+    metrics: int
+    processes: int
+    """a side, the fewest of any metric; `needed` for this many metrics"""
+    needed: int
+    visible: float | None = None
+    """the largest of the smallest visible changes; None where no change could have been seen"""
+    metric: str = ""
+    """whose it is"""
+    reasons: tuple[str, ...] = ()
+
+    def hold(self) -> None:
+        _among("status", self.status, STATUSES)
 
 
 TYPES: dict[str, type[Observation]] = {
@@ -246,6 +272,7 @@ TYPES: dict[str, type[Observation]] = {
     "accept": Accept,
     "planted": Planted,
     "verdict": Verdict,
+    "certificate": Certificate,
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
 
@@ -258,36 +285,22 @@ class Recorder:
 
     def __init__(self, path: str | Path, run_id: str | None = None) -> None:
         self.path, self.run_id = Path(path), run_id or new_run_id()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._cases: set[str] = set()
-        self._file: int | None = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
-            self._write(TORN)
+        self._lines = Lines(self.path)
 
     def append(self, *observations: Observation) -> None:
         """Write each observation as one line of this run; a case goes before the first line that names it."""
         for observation in observations:
             case = observation if isinstance(observation, Case) else getattr(observation, "case", None)
             if case is not None and case.id not in self._cases:
-                self._write(_line(replace(case, run=self.run_id)))
+                self._lines.append(_line(replace(case, run=self.run_id)))
                 self._cases.add(case.id)
             if not isinstance(observation, Case):
-                self._write(_line(replace(observation, run=self.run_id)))
+                self._lines.append(_line(replace(observation, run=self.run_id)))
 
     def close(self) -> None:
         """Put the file on the disk; closing twice is harmless."""
-        if self._file is not None:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = None
-
-    def _write(self, line: str) -> None:
-        if self._file is None:
-            raise RecordError(f"{self.path}: the recorder is closed")
-        data = (line + "\n").encode()
-        if os.write(self._file, data) != len(data):
-            raise OSError(f"{self.path}: a line was not written whole; is the disk full?")
+        self._lines.close()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -300,14 +313,18 @@ class Recorder:
 
 def read(path: str | Path) -> list[Observation]:
     """Every observation of a record, in the order of its lines; a torn line is left out."""
-    text = Path(path).read_text(encoding="utf-8", errors="replace")
-    *lines, last = text.split("\n")
-    parsed = [_parsed(f"{path}:{i}", line) for i, line in enumerate(lines, 1) if line and not line.endswith(TORN)]
-    if last:  # no newline: either torn, or a file that an editor saved without one
+    return parse(str(path), Path(path).read_text(encoding="utf-8", errors="replace"))
+
+
+def parse(name: str, text: str) -> list[Observation]:
+    """The observations in the text of a record; `name` is for complaints."""
+    parsed = []
+    for number, line, has_end in whole(text):
         try:
-            parsed.append(_parsed(f"{path}:{len(lines) + 1}", last))
+            parsed.append(_parsed(f"{name}:{number}", line))
         except RecordError as error:
-            if not isinstance(error.__cause__, json.JSONDecodeError):
+            # no end: either torn, or the last line of a file that an editor saved
+            if has_end or not isinstance(error.__cause__, json.JSONDecodeError):
                 raise
     cases: dict[tuple[str, str], Case] = {}
     for where, kind, facts in parsed:
@@ -339,7 +356,7 @@ def _line(observation: Observation) -> str:
     if facts.get("used") == math.inf:
         facts["used"] = "Infinity"  # JSON has no infinite number
     try:
-        return json.dumps(facts | dict(observation.extra), allow_nan=False, default=_plain)
+        return json.dumps(facts | dict(observation.extra), allow_nan=False, default=plain)
     except (TypeError, ValueError) as error:
         raise RecordError(f"{facts['type']}: cannot be written as JSON: {error}") from error
 
@@ -368,20 +385,6 @@ def _built(where: str, cls: type[Observation], facts: dict[str, Any]) -> Observa
         return cls(**{k: v for k, v in facts.items() if k in known}, extra=extra)
     except (TypeError, ValueError) as error:
         raise RecordError(f"{where}: {error}") from error
-
-
-def _frozen(value: Any) -> Any:
-    """Arrays and lists become tuples of plain numbers; mappings stay as they are."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return tuple(_frozen(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of numpy as numbers of Python."""
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} is not a plain value")
 
 
 def _among(name: str, value: str, allowed: tuple[str, ...]) -> None:

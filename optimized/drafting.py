@@ -195,8 +195,6 @@ class Parallel(Recurrent):
     reads_features = False
     branch: Any = None
     """masks know of no candidates: a tree has nothing to grow from"""
-    # a way that takes one step has no level to grow a tree from
-    branch = None  # type: ignore[assignment]
 
     def start(self, num_slots: int | None) -> tuple[Tensor, Tensor]:
         """As `Recurrent.start`, but all K at once: `next` has nothing left to do."""

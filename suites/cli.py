@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 zoo_app = typer.Typer(help="The trained pairs that ship, and the recipe that made them.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
+baseline_app = typer.Typer(help="What later runs are compared with.", no_args_is_help=True)
+app.add_typer(baseline_app, name="baseline")
 
 
 class Profile(StrEnum):
@@ -49,6 +51,7 @@ class Kind(StrEnum):
     pairs = "pairs"
     speculations = "speculations"
     bugs = "bugs"
+    dialects = "dialects"
     suites = "suites"
 
 
@@ -70,6 +73,9 @@ Memory = Annotated[bool, typer.Option("--memory", help="Published sizes of the p
 RUNS = ROOT / "runs"
 ZOO = ROOT / "suites" / "zoo"
 PAGE = ROOT / "reports" / "out" / "index.html"
+Gates = Annotated[Path, typer.Option("--gates", help="The file of gates, TOML.")]
+GATES = ROOT / "reports" / "gates.toml"
+SIDE = "Run id, record file or folder, URL, or baseline:NAME."
 
 
 @app.command()
@@ -117,6 +123,44 @@ def check(
 
     start = partial(begin, runs, profile)
     return answer(json, lambda desk: work(desk, start, pairs or (), profile, require or (), only))
+
+
+@app.command()
+def audit(
+    target: Annotated[Path, typer.Option(help="The target's folder.")],
+    draft: Annotated[Path, typer.Option(help="The draft's folder.")],
+    headers_only: Annotated[bool, typer.Option(help="Of the target, config and headers or index are enough.")] = False,
+    written_by: Annotated[str | None, typer.Option(help="Who wrote the draft; see `list dialects`.")] = None,
+    layer_ids: Annotated[
+        str | None, typer.Option(help="after_layer or before_layer, if the file says neither.")
+    ] = None,
+    norm_output: Annotated[str | None, typer.Option(help="head or feedback, where the file is silent.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="Only this engine; may be given several times.")] = None,
+    json: Json = False,
+) -> int:
+    """A checkpoint on the stand: every tensor accounted for, and how each engine would read it."""
+    from suites.commands.audit import Options
+    from suites.commands.audit import audit as work
+
+    engines = tuple(engine or ())
+    asked = Options(target, draft, headers_only, written_by, layer_ids, norm_output, engines)
+    return answer(json, lambda desk: work(desk, asked))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The draft to convert.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; absent or empty.")],
+    to: Annotated[str, typer.Option(help="The dialect to write; see `list dialects`.")],
+    written_by: Annotated[str | None, typer.Option(help="Who wrote SRC, where it does not state its facts.")] = None,
+    target: Annotated[Path | None, typer.Option(help="The target's folder; its config is enough.")] = None,
+    layers: Annotated[int | None, typer.Option(help="The target's number of layers, without --target.")] = None,
+    json: Json = False,
+) -> int:
+    """The same draft as another engine or trainer spells it; refuses what that dialect cannot say."""
+    from suites.commands.audit import convert as work
+
+    return answer(json, lambda desk: work(desk, source, out, to, written_by, target, layers))
 
 
 @app.command()
@@ -175,6 +219,60 @@ def report(
     from suites.commands.runs import report as work
 
     return answer(json, lambda desk: work(desk, names, out, runs))
+
+
+@app.command()
+def compare(
+    baseline: Annotated[str, typer.Argument(metavar="A", help=SIDE)],
+    candidate: Annotated[str, typer.Argument(metavar="B", help=SIDE)],
+    again: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A2 B2", help="Both sides in fresh processes: only then WORSE.")
+    ] = None,
+    certify: Annotated[bool, typer.Option(help="A and B are one commit: write how quiet the machine was.")] = False,
+    gates: Gates = GATES,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """A verdict a metric: SAME, BETTER, WORSE, UNCLEAR or INVALID."""
+    from suites.commands.compare import compare as work
+    from suites.commands.runs import begin
+
+    start = partial(begin, runs)
+    return answer(json, lambda desk: work(desk, start, (baseline, candidate), again or (), runs, gates, certify))
+
+
+@app.command()
+def history(
+    places: Annotated[
+        list[str] | None, typer.Argument(metavar="PLACE..", help="Run ids, files, folders, URLs; all runs if none.")
+    ] = None,
+    pair: Annotated[str, typer.Option(help="Only this pair.")] = "",
+    metric: Annotated[str, typer.Option(help="Only this metric.")] = "",
+    moved: Annotated[bool, typer.Option(help="Also say where the level moved; needs ruptures.")] = False,
+    pack: Annotated[Path | None, typer.Option(help="Also write the records to this folder as Parquet.")] = None,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """What was measured over nights, by pair and metric."""
+    from suites.commands.history import history as work
+
+    return answer(json, lambda desk: work(desk, places or (), runs, pair, metric, moved, pack))
+
+
+@baseline_app.command("promote")
+def baseline_promote(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run id, record file or folder.")],
+    label: Annotated[str, typer.Option("--as", help="Its name: compare baseline:NAME RUN.")],
+    reason: Annotated[str, typer.Option(help="Why, for the reviewer.")],
+    certificate: Annotated[str, typer.Option(help="The run of `compare --certify` that names RUN.")] = "",
+    gates: Gates = GATES,
+    runs: Runs = RUNS,
+    json: Json = False,
+) -> int:
+    """Write a baseline for review; refuses a failed, throttled, dirty or uncertified run."""
+    from suites.commands.baseline import promote
+
+    return answer(json, lambda desk: promote(desk, run, certificate, reason, label, runs, gates))
 
 
 @app.command()

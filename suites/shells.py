@@ -1,7 +1,7 @@
 """Models without memory: every parameter has its shape and no data, so published sizes cost seconds."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -23,6 +23,33 @@ def without_memory() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+class _Alike(nn.ModuleList):
+    """A list that keeps one of many modules whose parameters have the same names and shapes."""
+
+    def __init__(self, modules: Iterable[nn.Module] = ()) -> None:
+        kept: dict[Any, nn.Module] = {}
+        super().__init__(kept.setdefault(self.shapes(module), module) for module in modules)
+
+    @staticmethod
+    def shapes(module: nn.Module) -> Any:
+        return type(module), tuple(shapes_of(module).items())
+
+
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Parameters and buffers by name, those of shared modules under each of their names."""
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name: tuple(value.shape) for name, value in named}
+
+
+def wanted_of(pair: Pair, config: Any) -> dict[str, tuple[int, ...]]:
+    """Parameter names and shapes as the reference has them; hundreds of equal experts cost the memory of one."""
+    with without_memory(), patch.object(nn, "ModuleList", _Alike):
+        module = pair.reference(config)
+    shapes = shapes_of(module)
+    # a tied head is the embedding's table
+    return {name: s for name, s in shapes.items() if not (config.tied_head and name.endswith("lm_head.weight"))}
 
 
 def towers_of(pair: Pair, config: Any) -> nn.Module:

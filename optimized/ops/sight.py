@@ -1,7 +1,7 @@
-"""Who sees whom where tokens of one pass are no chain: the branches of a tree.
+"""Who sees whom where the tokens of one pass are no chain but the branches of a tree.
 
-A bound on slots goes from the loop through every model down to `attend`. A `Sight` is such a bound, so no model knows
-whether its tokens are a chain or a tree.
+A bound on slots goes from the loop through every model down to `attend`. A `Sight` is such a bound and tells `attend`
+more, so no model needs to know whether its tokens are a chain or a tree.
 """
 
 import functools
@@ -25,6 +25,7 @@ class Sight(int):
     line: tuple[Tensor, ...]
     """[B, T] each: the node itself, its parent, and so on; a root is its own parent"""
     num_nodes: int
+    _words: dict[int, Tensor]
 
     def __new__(cls, num_slots: int, first: Tensor, line: Sequence[Tensor], num_nodes: int) -> "Sight":
         sight = super().__new__(cls, num_slots)
@@ -42,8 +43,6 @@ class Sight(int):
             bits = [1 << node for node in self.line[:reach]]
             self._words[reach] = functools.reduce(torch.bitwise_or, bits).contiguous()
         return self._words[reach]
-
-    _words: dict[int, Tensor]
 
 
 def sight_of(num_slots: int | None) -> Sight | None:

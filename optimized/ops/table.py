@@ -320,7 +320,7 @@ class Ops(Protocol):
         q_rope     [B, T, N, Dr]
         cache      [B, S, R+Dr]  finite everywhere below num_slots
         positions  [B, T]
-        num_slots  a bound on position + 1 that the host knows; None: S
+        num_slots  a bound on position + 1 that the host knows; None: S. A `Sight` as for `attend`
         ->         [B, T, N, R]
         """
 

@@ -44,6 +44,22 @@ def bugs(desk: Desk) -> Answer:
     return _told(desk, "bugs", rows)
 
 
+def dialects(desk: Desk) -> Answer:
+    """How each trainer and engine writes or reads an EAGLE-3 draft, one fact a line."""
+    from suites.dialects import DIALECTS
+
+    rows = []
+    for name, dialect in DIALECTS.items():
+        lines = [
+            {"fact": row.fact, "where": row.where or "everywhere", "key": row.key, "default": row.absent,
+             "convention": row.means, "manner": row.manner, "source": row.source} for row in dialect.rows
+        ]  # fmt: skip
+        title = f"{name}: {dialect.title} {dialect.version}, {dialect.role}"
+        desk.table(title, tuple(lines[0]), [tuple(line.values()) for line in lines])
+        rows += [{"dialect": name, "version": dialect.version, **line} for line in lines]
+    return Answer(Exit.PASSED, {"dialects": rows})
+
+
 def suites(desk: Desk, root: Path = ROOT) -> Answer:
     """Every file of claims and what it claims; read, not imported."""
     rows = []
@@ -62,4 +78,4 @@ def _told(desk: Desk, name: str, rows: list[dict[str, Any]]) -> Answer:
     return Answer(Exit.PASSED if rows else Exit.NOTHING_SELECTED, {name: rows})
 
 
-LISTS = {"pairs": pairs, "speculations": speculations, "bugs": bugs, "suites": suites}
+LISTS = {"pairs": pairs, "speculations": speculations, "bugs": bugs, "dialects": dialects, "suites": suites}

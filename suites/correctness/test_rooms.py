@@ -35,6 +35,8 @@ DOORS = {
     "harness/witness.py": {"transformers"},  # the outside implementation
     "harness/checkpoints.py": {"huggingface_hub"},  # fetches a Hub id, imported when one is asked for
     "harness/runner.py": {"pytest"},  # carries a claim into another process
+    "reports/store.py": {"fsspec"},  # opens the URL of a record, imported when one is asked for
+    "reports/history.py": {"ruptures"},  # finds change points, imported when they are asked for
 }
 KERNELS = "optimized.ops.kernels"
 TRITON_FORM = "optimized/ops/launch.py"

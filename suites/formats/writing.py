@@ -20,7 +20,7 @@ from suites.dialects import DIALECTS, DRAFTPROOF
 from suites.formats.effect import differences
 from suites.formats.places import find, flat, places_of
 from suites.formats.reading import Reading, Refusal, read_as
-from suites.formats.rows import FIRST_ID, FLAGS, KIND, LAST_ID, NEEDED, NESTED, NO_T2D, READ, TOP, Dialect, Row
+from suites.formats.rows import FIRST_ID, FLAGS, KIND, LAST_ID, NEEDED, NESTED, NO_T2D, NOISE, READ, TOP, Dialect, Row
 
 GOVERNED = (
     *(row.key for dialect in DIALECTS.values() for row in dialect.rows if row.fact in (*FLAGS, "layer ids")),
@@ -57,6 +57,9 @@ def write_as(meant: Reading, checkpoint: Checkpoint, dialect: str, num_layers: i
     """The same draft in a dialect; errors: DialectError naming what its consumer would read otherwise."""
     if checkpoint.blocks is not None:
         raise DialectError(f"{checkpoint.path}: weights in eight bits with scales have no place in EAGLE-3's dialects")
+    unknown = [name for name, what in meant.filled.items() if what == NOISE]
+    if unknown:
+        raise DialectError(f"{checkpoint.path}: {unknown[0]!r} is missing: nothing is known of what to write")
     book = DIALECTS[dialect]
     where = places_of(checkpoint, meant.pair, target)
     places = tuple(p for p in where if p not in (NO_T2D,))
@@ -130,7 +133,7 @@ def _config(
     nested = book.about("layout", places)[:1] and book.about("layout", places)[0].means == NEEDED
     for fact in FLAGS:
         row = next((row for row in book.about(fact, places) if row.means == READ), None)
-        if row is None or not row.key or fact in BODY_FACTS:
+        if row is None or not row.key or fact in BODY_FACTS or (fact == "later_norm" and meant.config.layers == 1):
             continue
         value = getattr(meant.config, fact, row.absent)
         if value != row.absent or (nested and isinstance(value, bool)):

@@ -110,9 +110,9 @@ EAGLE = {**HEADS, "intermediate_size": 512, "draft_vocab_size": 832}
 DRAFTS = {
     "llama-eagle3": DraftRecipe("eagle3", EAGLE, draft_vocab=832, steps=2400, samples=2048, muon_rate=None, warmup=60),
     "llama-eagle3-postnorm": DraftRecipe("eagle3-postnorm", EAGLE, draft_vocab=832, steps=400, samples=512),
-    "llama-peagle": DraftRecipe("peagle", EAGLE, draft_vocab=832, steps=400, samples=512),
+    "llama-peagle": DraftRecipe("peagle", {**EAGLE, "num_hidden_layers": 2}, draft_vocab=832, steps=1000),
     "llama-dflash": DraftRecipe(
-        "dflash", {**HEADS, "intermediate_size": 384, "num_hidden_layers": 2, "block_size": 4}, steps=400, samples=512
+        "dflash", {**HEADS, "intermediate_size": 384, "num_hidden_layers": 2, "block_size": 4}, steps=1200
     ),
     "llama-standalone": DraftRecipe(
         "standalone",
@@ -143,8 +143,8 @@ DRAFTS = {
             "v_head_dim": 32,
         },
         draft_vocab=832,
-        steps=450,
-        samples=256,
+        steps=900,
+        samples=512,
     ),
     "qwen3_moe-mtp": DraftRecipe("mtp", {}, bfloat16=False),
     "gemma4-assistant": DraftRecipe(

@@ -50,6 +50,8 @@ class DraftRecipe:
     weight_decay: float = 0.05
     bfloat16: bool = True
     """matrix products of training in bfloat16; experts of the reference pages take one dtype throughout"""
+    hidden_dropout: float = 0.0
+    """share of columns whose hidden state is left out in training, so that keys must tell what it usually does"""
     seed: int = 0
 
 
@@ -133,6 +135,7 @@ class Teacher:
         """page: the target's reference module, for a draft that reads keys; transformers keeps no such cache."""
         self.target, self.draft, self.ids, self.page = target, draft, ids, page
         self.bfloat16 = bfloat16
+        self.hidden_dropout = 0.0
         if page is not None:
             draft.join(page)
 
@@ -158,7 +161,10 @@ class Teacher:
             if hasattr(self.draft, "blocks"):
                 return self._blocks(tokens, out, probabilities, num_steps)
             keys = {} if self.page is None else {"cache": self._keys(tokens)}
-            logits = self.draft.unroll(tokens, self.draft.read(out), num_steps, **keys)
+            hidden = self.draft.read(out)
+            if self.hidden_dropout:
+                hidden = hidden * (torch.rand(*tokens.shape, 1) >= self.hidden_dropout)
+            logits = self.draft.unroll(tokens, hidden, num_steps, **keys)
         # column t of step k proposes the token after x_{t+k+1}; later columns have no next token
         width = tokens.shape[1]
         return torch.stack(
@@ -168,7 +174,7 @@ class Teacher:
     def _blocks(self, tokens: Tensor, out: TargetOutput, probabilities: Tensor, num_steps: int) -> Tensor:
         """Blocks at random anchors: every column would cost K + 1 times as much and teach little more."""
         batch, width = tokens.shape
-        anchors = 1 + torch.rand(batch, width - num_steps).topk(width // 4, -1).indices.sort(-1).values
+        anchors = 1 + torch.rand(batch, width - num_steps).topk(width // 2, -1).indices.sort(-1).values
         logits = self.draft.blocks(tokens, self.draft.read(out), anchors, num_steps)  # [B, X, K, Vd]
         rows = torch.arange(batch)[:, None]
         return torch.stack([cross_entropy(logits[:, :, k], probabilities[rows, anchors + k]) for k in range(num_steps)])
@@ -220,6 +226,7 @@ def fit_draft(
     weights = recipe.step_decay ** torch.arange(recipe.draft_steps)
     descent = Descent(teacher.draft, (recipe.learning_rate, recipe.muon_rate), recipe.weight_decay)
     source = batches(stream, samples, recipe)
+    teacher.hidden_dropout = recipe.hidden_dropout
     for step in range(recipe.steps):
         losses = teacher.losses(next(source), recipe.draft_steps)
         descent.step(losses @ weights, learning_rate_share(step, recipe.steps, recipe.warmup))
@@ -227,6 +234,7 @@ def fit_draft(
         if not math.isfinite(mean):
             raise FloatingPointError(f"the draft's loss is {mean} at step {step}")
         report(step, mean)
+    teacher.hidden_dropout = 0.0
     teacher.draft.eval()
 
 
