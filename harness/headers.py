@@ -66,7 +66,7 @@ def read_headers(folder: Path, faults: list[str] | None = None) -> dict[str, Hea
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
             raise CheckpointError(f"{index}: 'weight_map' should map tensor names to file names")
-        files = sorted({_inside(folder, name, index) for name in places.values()})
+        files = [_inside(folder, name, index) for name in sorted(set(places.values()))]
     elif (folder / SINGLE).exists():
         places, files = None, [folder / SINGLE]
     else:

@@ -17,7 +17,6 @@ from reports.noise import processes_needed
 from reports.regressions import NOT_AGAIN, ONCE, TIMED
 from reports.store import Records
 
-
 FEWEST_PROMPTS = 2
 """that are needed for an interval; what they show is said by the smallest visible change"""
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from reports.noise import Array
-from reports.sides import ACCEPTANCE
+from reports.sides import ACCEPTANCE, medians
 from reports.statistics import complete_steps
 from reports.store import Frames
 
@@ -81,7 +80,7 @@ def _timed(table: pd.DataFrame, pair: str, metric: str) -> pd.DataFrame:
         grouped = kept.groupby(names, sort=False)
         values = grouped["values"].sum()
         kept = grouped.first().reset_index()
-    middles = kept.assign(value=_medians(values.tolist()))
+    middles = kept.assign(value=medians(values.tolist()))
     grouped = middles.groupby([*SERIES, "run"], sort=False)
     found = grouped.agg(unit=("unit", "first"), better=("better", "first"), value=("value", "median"),
                         units=("value", "size"))  # fmt: skip
@@ -106,13 +105,3 @@ def _answered(table: pd.DataFrame, pair: str, metric: str) -> pd.DataFrame:
 def _chosen(table: pd.DataFrame, pair: str, metric: str) -> pd.DataFrame:
     kept = table[table["pair"] == pair] if pair else table
     return kept[kept["metric"] == metric] if metric else kept
-
-
-def _medians(values: list[tuple[float, ...]]) -> NDArray[np.float64]:
-    """The median of each row; rows of one length at a time."""
-    lengths = np.array([len(row) for row in values], dtype=int)
-    found = np.empty(len(values))
-    for length in set(lengths.tolist()):
-        mine = np.flatnonzero(lengths == length)
-        found[mine] = np.median(np.array([values[i] for i in mine]), axis=1)
-    return found

@@ -37,8 +37,8 @@ class Paired(NamedTuple):
     """Acceptance length of two sides."""
 
     difference: Interval
-    equivalence: Interval
-    """the same at the level of EQUIVALENCE"""
+    inner: tuple[float, float]
+    """percentiles of the difference at the level of EQUIVALENCE"""
     p: float
     error: float
     """standard error of the difference"""
@@ -51,26 +51,26 @@ def compare(baseline: Arm, candidate: Arm) -> Paired | None:
     if len(names) < 2:
         return None
     old, new = (_reached(arm, names) for arm in (baseline, candidate))
-    shares = _influences(new) - _influences(old)
+    shares, drawn = _influences(new) - _influences(old), _draws(old, new)
+    inner = np.quantile(drawn.sum(axis=1), [(1 - EQUIVALENCE) / 2, (1 + EQUIVALENCE) / 2])
     arms = [Arm(arm.num_draft_tokens, {n: arm.steps[n] for n in names}) for arm in (baseline, candidate)]
     return Paired(
         statistics.acceptance_difference(arms[0], arms[1]),
-        statistics.acceptance_difference(arms[0], arms[1], level=EQUIVALENCE),
+        (float(inner[0]), float(inner[1])),
         statistics.sign_flip_p(shares.sum(axis=1)),
         float(shares.sum(axis=1).std(ddof=1) / np.sqrt(len(names))),
-        positions(old, new),
+        positions(old, new, drawn),
     )
 
 
-def positions(old: Array, new: Array, seed: int = 0) -> tuple[Position, ...]:
+def positions(old: Array, new: Array, draws: Array) -> tuple[Position, ...]:
     """Each position with an interval and a p that hold for all of them at once.
 
     old, new  [n, K + 1] of each prompt: its verify steps, then those that accepted at least 1, .. K drafts
+    draws     [R, K] differences over prompts that were drawn again
     """
     n = len(old)
     change = _rates(new.sum(axis=0)) - _rates(old.sum(axis=0))
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), statistics.RESAMPLES)
-    draws = _rates(counts @ new) - _rates(counts @ old)
     error = draws.std(axis=0, ddof=1) * np.sqrt(n / (n - 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         largest = np.nan_to_num(np.abs(draws - change) / error).max(axis=1)
@@ -83,6 +83,15 @@ def positions(old: Array, new: Array, seed: int = 0) -> tuple[Position, ...]:
 def visible(error: float, threshold: float, power: float = 0.8) -> float:
     """The change of a length that p < threshold finds that often."""
     return float((stats.norm.ppf(1 - threshold / 2) + stats.norm.ppf(power)) * error)
+
+
+def _draws(old: Array, new: Array, seed: int = 0) -> Array:
+    """Differences of the rates over prompts that are drawn again.  -> [RESAMPLES, K]"""
+    n = len(old)
+    chosen = np.random.default_rng(seed).integers(0, n, (statistics.RESAMPLES, n))
+    places = chosen + n * np.arange(len(chosen))[:, None]
+    counts = np.bincount(places.ravel(), minlength=chosen.size).reshape(chosen.shape).astype(float)
+    return _rates(counts @ new) - _rates(counts @ old)
 
 
 def _reached(arm: Arm, names: list[str]) -> Array:

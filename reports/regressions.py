@@ -140,7 +140,8 @@ def estimate(members: Sequence[Series], alpha: float) -> list[Estimate | None]:
 
 def _timed(alike: Sequence[Series], layout: Layout, alpha: float, num: int) -> list[Estimate]:
     """Series that the same processes measured."""
-    logs: Array = np.log([medians(s.values) for s in alike])
+    middles = medians([process for s in alike for process in s.values])
+    logs: Array = np.log(middles.reshape(len(alike), -1))
     effects, fewest = noise.effect(logs, layout), min(layout.sides)
     needed = noise.processes_needed(num, alpha)
     enough = "" if layout.smallest_p * num <= alpha else (
@@ -176,7 +177,7 @@ def _answered(s: Series, threshold: float) -> Estimate | None:
     difference = found.difference
     seen = max(paired.visible(found.error, threshold), s.gate.min_effect + 0.85 * found.error)
     return Estimate(
-        difference.value, difference.low, difference.high, found.equivalence[1:3], found.p, seen, difference.units,
+        difference.value, difference.low, difference.high, found.inner, found.p, seen, difference.units,
         notes=(f"rates that moved: {', '.join(moved)}",) if moved else (),
     )  # fmt: skip
 

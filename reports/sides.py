@@ -7,11 +7,12 @@ ran on, and a rig that only one side saw proves nothing about speed.
 
 import json
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reports import statistics
 from reports.gates import Gate, Gates
@@ -173,9 +174,15 @@ def _rows(table: pd.DataFrame, names: tuple[str, ...]) -> Iterable[tuple[Any, ..
     return zip(*(table[name].tolist() for name in names), strict=True)
 
 
-def medians(values: Iterable[Iterable[float]]) -> list[float]:
-    """One number a process."""
-    return [float(np.median(list(raw))) for raw in values]
+def medians(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """The median of each row; rows of one length at a time."""
+    lengths = np.array([len(row) for row in rows], dtype=int)
+    found = np.empty(len(rows))
+    for length in set(lengths.tolist()):
+        mine = np.flatnonzero(lengths == length)
+        raw: NDArray[np.float64] = np.array([rows[i] for i in mine.tolist()], dtype=float)
+        found[mine] = np.median(raw, axis=1)
+    return found
 
 
 def is_number(value: float | None) -> bool:

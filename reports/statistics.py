@@ -64,7 +64,7 @@ def acceptance_length(arm: Arm) -> Interval:
     return _shift(ratio_interval(accepted, steps), 1.0)
 
 
-def acceptance_difference(baseline: Arm, candidate: Arm, level: float = LEVEL) -> Interval:
+def acceptance_difference(baseline: Arm, candidate: Arm) -> Interval:
     """Acceptance length of the candidate minus the baseline's, over the prompts that both answered."""
     shared = _shared(baseline, candidate)
     old, new = _totals(baseline, shared), _totals(candidate, shared)
@@ -72,7 +72,7 @@ def acceptance_difference(baseline: Arm, candidate: Arm, level: float = LEVEL) -
     def difference(sums: Array) -> Array:
         return sums[..., 2] / sums[..., 3] - sums[..., 0] / sums[..., 1]
 
-    return _clusters(np.stack([*old, *new], axis=-1), difference, level=level)
+    return _clusters(np.stack([*old, *new], axis=-1), difference)
 
 
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike) -> Interval:
@@ -176,7 +176,7 @@ def benjamini_hochberg(p: ArrayLike) -> list[float]:
     return stats.false_discovery_control(values, method="bh").tolist() if len(values) else []
 
 
-def _clusters(sums: Array, statistic: Callable[[Array], Array], seed: int = 0, level: float = LEVEL) -> Interval:
+def _clusters(sums: Array, statistic: Callable[[Array], Array], seed: int = 0) -> Interval:
     """BCa interval of a statistic of column sums, resampling rows; rows of zeros carry nothing and are dropped.
 
     sums  [n, C] one row a cluster
@@ -193,11 +193,11 @@ def _clusters(sums: Array, statistic: Callable[[Array], Array], seed: int = 0, l
     draws = draws[np.isfinite(draws)]
     if not np.isfinite(value) or not np.isfinite(jack).all() or not len(draws):
         return Interval(value, np.nan, np.nan, n)
-    low, high = np.quantile(draws, _bca_levels(value, draws, jack, level))
+    low, high = np.quantile(draws, _bca_levels(value, draws, jack))
     return Interval(value, float(low), float(high), n)
 
 
-def _bca_levels(value: float, draws: Array, jack: Array, level: float) -> tuple[float, float]:
+def _bca_levels(value: float, draws: Array, jack: Array) -> tuple[float, float]:
     """The quantiles to read: the percentile levels, moved by bias and skew and widened for few clusters."""
     n = len(jack)
     below = (np.count_nonzero(draws < value) + 0.5 * np.count_nonzero(draws == value)) / len(draws)
@@ -206,7 +206,7 @@ def _bca_levels(value: float, draws: Array, jack: Array, level: float) -> tuple[
     spread = (apart**2).sum() ** 1.5
     skew = (apart**3).sum() / (6 * spread) if spread else 0.0
     # a bootstrap of n clusters is too narrow by sqrt((n - 1) / n) and knows no t quantile (Hesterberg 2015)
-    z = stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt(n / (n - 1))
+    z = stats.t.ppf((1 + LEVEL) / 2, n - 1) * np.sqrt(n / (n - 1))
     levels = [float(stats.norm.cdf(bias + (bias + s) / (1 - skew * (bias + s)))) for s in (-z, z)]
     return levels[0], levels[1]
 

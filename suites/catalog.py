@@ -192,6 +192,7 @@ def open_draft(
         raise ValueError(f"target and draft must be opened alike: {target.side} and {where}")
     checkpoint, ranks = open_checkpoint(path), target.ranks if target is not None else Ranks(tp_size)
     pair = PAIRS[find_pair(checkpoint, "draft", algorithm)]
+    joining.refuse_side_files(checkpoint)
     if pair.name == "standalone":
         return _open_standalone(checkpoint, pair, target, token_map, where, ranks)
     if token_map is not None:

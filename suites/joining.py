@@ -21,6 +21,20 @@ class MissingTarget(CheckpointError):
     """A draft that cannot be read without its target."""
 
 
+SIDE_FILES = {"mask_embedding.pt": "the embedding of the mask token, which some D-Flash drafts keep apart"}
+"""files beside a checkpoint that hold parameters and are pickles"""
+
+
+def refuse_side_files(checkpoint: Checkpoint) -> None:
+    """A parameter that would be left out in silence."""
+    for name, what in SIDE_FILES.items():
+        if (checkpoint.path / name).exists():
+            raise CheckpointError(
+                f"{checkpoint.path / name}: holds {what}; pickles are not read: write it into the safetensors as a row "
+                "of 'embed_tokens.weight', or remove the file"
+            )
+
+
 def find_layer_ids(
     checkpoint: Checkpoint, config: Any, todo: Plan, target: OpenTarget | None, layer_ids: str | None
 ) -> LayerIds | None:

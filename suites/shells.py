@@ -10,6 +10,10 @@ import torch
 from torch import nn
 
 from harness.pairs import Pair
+from reference.config import ConfigError
+
+LEAST_ROOM = 512
+"""modules that are built whatever the file holds: it may lack most of its tensors, and the account says which"""
 
 
 @contextmanager
@@ -43,8 +47,15 @@ def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in named}
 
 
-def wanted_of(pair: Pair, config: Any) -> dict[str, tuple[int, ...]]:
-    """Parameter names and shapes as the reference has them; hundreds of equal experts cost the memory of one."""
+def wanted_of(pair: Pair, config: Any, num_tensors: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Parameter names and shapes as the reference has them; hundreds of equal experts cost the memory of one.
+
+    num_tensors   of the file, which a model of many more modules cannot be meant for: ConfigError, before it is built
+    """
+    for name in ("layers", "experts", "aux_states"):
+        count = getattr(getattr(config, "text", config), name, 0) or 0
+        if num_tensors is not None and count > max(num_tensors, LEAST_ROOM):
+            raise ConfigError(f"the config asks for {count} {name}, the file has {num_tensors} tensors")
     with without_memory(), patch.object(nn, "ModuleList", _Alike):
         module = pair.reference(config)
     shapes = shapes_of(module)

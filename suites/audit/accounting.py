@@ -112,11 +112,11 @@ def account(path: str | Path, kind: str, headers_only: bool = False, shared_by: 
     size = sum(prod(h.shape) * h.dtype.itemsize for h in checkpoint.headers.values())
     try:
         config = _config(pair, checkpoint)
+        wanted = wanted_of(pair, config, len(checkpoint.headers))
     except (ConfigError, ValueError, TypeError) as error:
         faults.append(Fault("config", CONFIG, f"{checkpoint.path / CONFIG}: {error}"))
         entries = [_entry(checkpoint, name, "", "unread", "the config cannot be read") for name in checkpoint.headers]
         return Account(checkpoint.path, pair.name, kind_read, tuple(entries), tuple(faults), size)
-    wanted = wanted_of(pair, config)
     todo, misfits = match(checkpoint, wanted, getattr(config, "names", pair.page.CHECKPOINT_NAMES),
                           _ignored(pair, config), getattr(config, "optional", ()))  # fmt: skip
     faults += [Fault(m.kind, m.tensor or m.parameter, m.text) for m in misfits]
@@ -131,20 +131,19 @@ def account(path: str | Path, kind: str, headers_only: bool = False, shared_by: 
 
 def _names_only(folder: Path, kind: str) -> Account:
     """A target whose weights are elsewhere: its config says what is wanted, its index which names there are."""
-    checkpoint = Checkpoint(folder, read_json(folder / CONFIG), {})
+    checkpoint, index = Checkpoint(folder, read_json(folder / CONFIG), {}), folder / INDEX
     pair = PAIRS[find_pair(checkpoint, kind)]
-    try:
-        config = _config(pair, checkpoint)
-    except (ConfigError, ValueError, TypeError) as error:
-        return Account(folder, pair.name, kind, (), (Fault("config", CONFIG, f"{folder / CONFIG}: {error}"),), 0)
-    wanted, index = wanted_of(pair, config), folder / INDEX
-    if not index.exists():
-        return Account(
-            folder, pair.name, kind, (), (), 0, notes=("no weights and no index: the config alone was read",)
-        )
-    places = read_json(index).get("weight_map")
+    places = read_json(index).get("weight_map") if index.exists() else {}
     if not isinstance(places, dict):
         raise CheckpointError(f"{index}: 'weight_map' should map tensor names to file names")
+    try:
+        config = _config(pair, checkpoint)
+        wanted = wanted_of(pair, config, len(places))
+    except (ConfigError, ValueError, TypeError) as error:
+        return Account(folder, pair.name, kind, (), (Fault("config", CONFIG, f"{folder / CONFIG}: {error}"),), 0)
+    if not index.exists():
+        note = "no weights and no index: the config alone was read"
+        return Account(folder, pair.name, kind, (), (), 0, notes=(note,))
     excuses, table = _ignored(pair, config), getattr(config, "names", pair.page.CHECKPOINT_NAMES)
     entries, faults, seen = [], [], set()
     for tensor in places:

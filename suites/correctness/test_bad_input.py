@@ -197,6 +197,13 @@ def test_a_path_that_is_no_folder(tmp_path: Path, target: OpenTarget) -> None:
             open_draft(path, target)
 
 
+def test_a_pickle_that_holds_a_parameter_is_named(draft_folder: Path, target: OpenTarget, tmp_path: Path) -> None:
+    folder = damaged(draft_folder, tmp_path, lambda path: (path / "mask_embedding.pt").write_bytes(b"any"))
+
+    with pytest.raises(CheckpointError, match=r"mask_embedding\.pt.*pickles are not read"):
+        open_draft(folder, target)
+
+
 def test_a_draft_without_the_target_that_it_needs(draft_folder: Path) -> None:
     with pytest.raises(MissingTarget, match="target="):
         open_draft(draft_folder)

@@ -80,7 +80,8 @@ def test_there_and_back_is_bit_equal(case: tuple[Drawn, str, str], target: str) 
         said = spoken(third, one, target)[1]
 
     assert there == back
-    assert differences(meant, said) == []
+    # engines that replace the embedding do so beside the file, which keeps its own
+    assert [d.fact for d in differences(meant, said) if d.fact != "embedding"] == []
 
 
 def out_of(source: Path, out: Path, spoken_in: str, to: str, target: str) -> tuple[Any, ...]:
@@ -116,6 +117,17 @@ def test_a_plain_draft_can_be_said_in_every_dialect(dialect: str, target: OpenTa
     assert draft.capture_points == again.capture_points
     for (name, mine), theirs in zip(draft.module.named_parameters(), again.module.parameters(), strict=True):
         bit_equal(name, theirs, mine)
+
+
+def test_marks_are_derived_where_they_are_stored(tmp_path: Path) -> None:
+    source, there, back = (tmp_path / name for name in ("source", "there", "back"))
+    write_draft(PLAIN, source)
+
+    convert(*out_of(source, there, DRAFTPROOF, "modelopt", "llama"))
+    convert(*out_of(there, back, "modelopt", "specforge", "llama"))
+
+    assert "t2d" not in open_checkpoint(there).headers
+    bit_equal("t2d", open_checkpoint(back).read("t2d"), open_checkpoint(source).read("t2d"))
 
 
 UNSAYABLE = (

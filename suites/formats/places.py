@@ -55,8 +55,7 @@ def places_of(checkpoint: Checkpoint, pair: Pair, target: str) -> tuple[str, ...
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
         return (*found, MLA, *([YARN_MLA] if kind == "yarn" else []))
-    names = config.get("architectures") or []
-    is_qwen3 = config.get("model_type") == "qwen3" or any("Qwen3" in str(name) for name in names)
+    is_qwen3 = config.get("model_type") == "qwen3" or "Qwen3" in str(config.get("architectures"))
     return (*found, QWEN3) if is_qwen3 else tuple(found)
 
 

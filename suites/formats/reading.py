@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from harness.checkpoints import CONFIG, Checkpoint, CheckpointError, state_of
+from harness.checkpoints import CONFIG, Checkpoint, CheckpointError
 from harness.conventions import AFTER, BEFORE, DEFAULT, SHIFT, default_points, resolve
 from harness.pairs import Pair
 from reference.config import ConfigError
@@ -35,7 +35,7 @@ from suites.formats.rows import (
     Dialect,
     Row,
 )
-from suites.shells import without_memory
+from suites.shells import wanted_of
 
 DRAFTS = ("eagle3", "eagle3_mla")
 """pairs whose checkpoints the table speaks of"""
@@ -102,7 +102,8 @@ def read_as(
         return _Reader(checkpoint, DIALECTS[dialect], pair, num_layers, held).read()
     except _Stop as stop:
         return Refusal(dialect, stop.fact, stop.reason, stop.source)
-    except ConfigError as error:
+    except (ConfigError, ValueError, TypeError) as error:
+        # values of another kind than any consumer can use
         return Refusal(dialect, "config", f"{CONFIG}: {error}")
 
 
@@ -280,10 +281,7 @@ class _Reader:
 
     def tensors(self, config: Any) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
         """Where each parameter comes from, what fills the others, and which tensors go unread."""
-        with without_memory():
-            wanted = {name: tuple(value.shape) for name, value in state_of(self.pair.reference(config)).items()}
-        if config.tied_head:
-            wanted.pop("lm_head.weight", None)
+        wanted = wanted_of(self.pair, config, len(self.checkpoint.headers))
         source: dict[str, str] = {}
         dropped: dict[str, str] = {}
         for tensor, header in self.checkpoint.headers.items():

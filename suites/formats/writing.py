@@ -38,6 +38,10 @@ OUTER = (
 """keys that stand beside the body in speculators' layout"""
 
 
+MOST_TOKENS = 2**28
+"""of a vocabulary whose map is written out"""
+
+
 class DialectError(CheckpointError):
     """A dialect that has no words for a fact of a draft."""
 
@@ -110,6 +114,8 @@ def _tensors(
     tensors = {_spelled(ours, table): tensor for ours, tensor in meant.source.items() if ours != "t2d"}
     derived: dict[str, Tensor] = {}
     if "d2t" in meant.source and book.about("t2d")[0].means == "written":
+        if meant.config.vocab > MOST_TOKENS:
+            raise DialectError(f"{checkpoint.path}: a vocabulary of {meant.config.vocab} tokens has no map")
         d2t = checkpoint.read(meant.source["d2t"]).long()
         marks = torch.zeros(meant.config.vocab, dtype=torch.bool)
         marks[(d2t + torch.arange(len(d2t))).clamp(0, meant.config.vocab - 1)] = True

@@ -71,7 +71,8 @@ def test_help_names_every_command_and_no_other(capsys: pytest.CaptureFixture[str
 
     listed = capsys.readouterr().out.partition("Commands:")[2].splitlines()
     names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
-    assert names == ["demo", "list", "check", "bench", "report", "planted", "doctor", "zoo"]
+    assert names == ["demo", "list", "check", "audit", "convert", "bench", "report", "compare", "history", "planted",
+                     "doctor", "zoo", "baseline"]  # fmt: skip
 
 
 def test_outside_a_checkout_it_says_so_in_one_line(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_outside_a_checkout_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert "no checkout of draftproof" in done.stderr
 
 
-@pytest.mark.parametrize("kind", ["pairs", "speculations", "bugs", "suites"])
+@pytest.mark.parametrize("kind", ["pairs", "speculations", "bugs", "dialects", "suites"])
 def test_lists_are_tables_for_people_and_rows_for_machines(capsys: pytest.CaptureFixture[str], kind: str) -> None:
     code, found = said(capsys, "list", kind)
 
@@ -141,6 +142,33 @@ def test_what_cannot_be_opened_is_one_line_and_makes_no_run(
     assert (code, found["exit"]) == (Exit.USAGE, Exit.USAGE)
     assert word in found["error"]
     assert not (tmp_path / "runs").exists()
+
+
+ZOO_PAIR = ("--target", str(cli.ZOO / "llama"), "--draft", str(cli.ZOO / "llama-eagle3"))
+
+
+def test_an_audit_judges_the_engines_that_it_is_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = said(capsys, "audit", *ZOO_PAIR, "--engine", "sglang")
+    other, wrong = said(capsys, "audit", *ZOO_PAIR, "--engine", "vllm-v1", "--headers-only")
+
+    assert (code, found["faults"]) == (0, [])
+    assert {entry["status"] for entry in found["accounting"]["draft"]["tensors"]} == {"loaded", "shared"}
+    (verdict,) = wrong["engines"]["verdicts"]
+    assert (other, verdict["outcome"], wrong["faults"]) == (1, "wrongly", ["engines"])
+    assert list(verdict["edits"]) == ["eagle_aux_hidden_state_layer_ids"]
+
+
+def test_a_conversion_ends_in_a_draft_or_in_a_refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    ways = ["--layers", "8", "--to"]
+    source, out = str(cli.ZOO / "llama-eagle3"), str(tmp_path / "out")
+
+    assert said(capsys, "convert", source, out, *ways, "vllm-v1")[0] == 0
+    assert said(capsys, "audit", *ZOO_PAIR[:3], out, "--written-by", "vllm-v1", "--engine", "vllm-v1")[0] == 0
+    assert said(capsys, "convert", source, out, *ways, "vllm-v1")[0] == 2
+    for dialect in ("safeailab", "nosuch"):
+        code, found = said(capsys, "convert", source, str(tmp_path / dialect), *ways, dialect)
+        assert (code, dialect in found["error"]) == (2, True)
+        assert not (tmp_path / dialect).exists()
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["check", "--profile", "nosuch"], ["bench"], ["list", "nosuch"]])

@@ -60,7 +60,10 @@ DRAFTS = {
         "`norm_output` has two readings among engines and trainers; `eagle_config` states the one that is meant."
     ),
     "eagle3-mla": f"EAGLE-3 with latent attention: {EAGLE}.",
-    "peagle": f"P-EAGLE: {EAGLE}. Later draft steps read `mask_hidden` and token `ptd_token_id`, which no text has.",
+    "peagle": (
+        "P-EAGLE: a head over {draft_vocab} of the target's tokens, the embedding shared with the target. Later draft "
+        "steps read `mask_hidden` and the token `ptd_token_id`, which no text has."
+    ),
     "dflash": (
         "D-Flash: all tokens of a block in one pass over keys made of the target's aux states; embedding and head are "
         "the target's. The mask is a token that no text has."

@@ -144,7 +144,7 @@ DRAFTS = {
         },
         draft_vocab=832,
         steps=900,
-        samples=512,
+        samples=256,
     ),
     "qwen3_moe-mtp": DraftRecipe("mtp", {}, bfloat16=False),
     "gemma4-assistant": DraftRecipe(
