@@ -22,8 +22,9 @@ def history(
     packed: Path | None = None,
 ) -> Answer:
     """One row a series; one row a night where a single series is left. `packed`: also keep the records as Parquet."""
-    if moved and find_spec("ruptures") is None:
-        raise MissingCapability("change points need ruptures: pip install draftproof[history]")
+    for asked, library in ((moved, "ruptures"), (packed is not None, "pyarrow")):
+        if asked and find_spec(library) is None:
+            raise MissingCapability(f"{library} is not installed: pip install draftproof[history]")
     frames = store.load(*[place(name, runs) for name in names or [str(runs)]])
     if packed is not None:
         store.pack(frames, packed)

@@ -263,7 +263,8 @@ def test_two_terabytes_of_experts_cost_seconds_and_megabytes(profile: str, tmp_p
     entries, names, faults, num_bytes, eighth, memory, seconds = json.loads(ran.stdout.splitlines()[-1])
     assert (entries, faults, num_bytes) == (names, 0, total)
     assert entries > (layers - 1) * 3 * 384
-    assert total // 8 < eighth < total // 7
+    # what is split is an eighth, and what every rank holds is little beside it
+    assert total // 8 < eighth < total // 6
     assert memory < MOST_BYTES
     assert seconds < MOST_SECONDS
 

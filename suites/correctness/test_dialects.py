@@ -183,10 +183,7 @@ def test_what_is_read_otherwise_shows_from_its_step_on(case: Case, target: OpenT
     assert first_difference(want, got) == case.step == min(d.first_step for d in found)
 
 
-REFUSALS = [case for case in CASES if case.step == 0]
-
-
-@pytest.mark.parametrize("case", REFUSALS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.step == 0], ids=lambda case: case.name)
 def test_what_stops_is_told_as_a_refusal(case: Case, tmp_path: Path) -> None:
     checkpoint = write(tmp_path, case.config, case.change, **case.shape)
 
@@ -325,6 +322,18 @@ def test_a_scaled_embedding_is_hidden_by_the_norm_behind_it(target: OpenTarget, 
     assert not torch.equal(one, other)
 
 
+def test_a_target_that_an_engine_captures_otherwise_is_told_beside_its_points(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, {**BODY, **nested(1, 3, 4)})
+    meant = trained_by(checkpoint, SF, "gemma3")
+
+    read, refused = (read_as(checkpoint, engine, LAYERS, "gemma3") for engine in (SGL, V1))
+
+    assert isinstance(read, Reading)
+    assert [d.fact for d in differences(meant, read)] == ["captures"]
+    assert isinstance(refused, Refusal)
+    assert refused.fact == "target"
+
+
 @pytest.mark.parametrize("layers", [4, 5, 6])
 @pytest.mark.parametrize("engine", ["safeailab", V1, V2])
 def test_a_target_too_small_for_three_states_stops_the_engine(layers: int, engine: str, tmp_path: Path) -> None:
@@ -357,10 +366,7 @@ def test_what_no_engine_misreads_is_as_intended_everywhere(tmp_path: Path) -> No
     assert verdicts == dict.fromkeys(ENGINES, INTENDED)
 
 
-MENDED = [case for case in CASES if case.step and case.consumer in ENGINES]
-
-
-@pytest.mark.parametrize("case", MENDED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.step and c.consumer in ENGINES], ids=lambda case: case.name)
 def test_the_edits_that_are_named_make_it_right(case: Case, tmp_path: Path) -> None:
     checkpoint = write(tmp_path, case.config, case.change, **case.shape)
     meant = trained_by(checkpoint, case.producer, case.target)

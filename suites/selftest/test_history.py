@@ -69,7 +69,7 @@ def test_a_night_is_the_median_of_its_processes(tmp_path: Path) -> None:
             recorder.append(
                 Sample(case=CASE, metric="verify", unit="ms", better="down", values=values, process=process)
             )
-        accepted = (2, 0, 1)
+        accepted = (2, 0, 0)
         recorder.append(
             Accept(case=CASE, prompt="a", dataset="d", num_draft_tokens=2, accepted=accepted, emitted=6, truncated=True)
         )
@@ -118,6 +118,17 @@ def test_history_lists_series_and_the_nights_of_one(capsys: pytest.CaptureFixtur
     assert sorted(n["run"] for n in one["nights"]) == sorted(runs)
     assert said(capsys, "history", str(tmp_path / "runs"), "--metric", "nosuch")[0] == Exit.NOTHING_SELECTED
     assert said(capsys, "history", str(tmp_path / "nosuch"))[0] == Exit.USAGE
+
+
+@pytest.mark.parametrize(("option", "library"), [(("--moved",), "ruptures"), (("--pack", "folder"), "pyarrow")])
+def test_what_an_extra_brings_is_a_capability(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], library: str
+) -> None:
+    monkeypatch.setattr("suites.commands.history.find_spec", lambda name: None)
+
+    code, found = said(capsys, "history", *option)
+
+    assert (code, library in found["error"]) == (Exit.CAPABILITY_MISSING, True)
 
 
 @pytest.mark.parametrize(

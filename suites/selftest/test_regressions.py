@@ -24,6 +24,8 @@ ALPHA = 0.01
 CASE = Case(pair="p", gate="passed", num_draft_tokens=3)
 RIG = {"cpu": "c", "gpu": {"devices": ["g"]}}
 
+# of a nightly profile on a machine that does other things as well
+LONG = pytest.mark.timeout(3600)
 # nights, timed series of a night, processes a side, acceptances of a night
 COUNTS = {"pinned": (6, 60, 10, 2), "quick": (6, 60, 10, 2), "ci": (10, 60, 10, 2), "nightly": (200, 500, 10, 10)}
 # nights, timed series, processes a side
@@ -261,6 +263,7 @@ def test_positions_err_together_as_often_as_one() -> None:
     assert alarmed / 150 <= 0.11
 
 
+@LONG
 def test_nights_without_a_change_are_left_in_peace(profile: str) -> None:
     nights, num_timed, processes, num_answered = COUNTS[profile]
     night = Night(GATE_FILE, num_timed, processes, num_answered)
@@ -270,6 +273,7 @@ def test_nights_without_a_change_are_left_in_peace(profile: str) -> None:
     assert sum(map(bool, found)) <= 0.01 * nights
 
 
+@LONG
 def test_a_slow_down_of_two_per_cent_is_found(profile: str) -> None:
     nights, num_timed, processes = SLOW[profile]
     night = Night(GATE_FILE, num_timed, processes, slow=0.02)
@@ -279,6 +283,7 @@ def test_a_slow_down_of_two_per_cent_is_found(profile: str) -> None:
     assert np.mean(found) >= 0.8
 
 
+@LONG
 @pytest.mark.parametrize(("prompts", "tokens"), [(80, 512), (160, 256)])
 def test_a_twentieth_of_a_token_lost_is_found(profile: str, prompts: int, tokens: int) -> None:
     nights, num_answered = LOST[profile]

@@ -22,6 +22,8 @@ from reports import store
 
 pytestmark = pytest.mark.correctness
 
+# of a nightly profile on a machine that does other things as well
+LONG = pytest.mark.timeout(3600)
 WRITERS = 4
 KILLS = {"pinned": 3, "quick": 3, "ci": 3, "nightly": 100}
 NIGHTS = {"pinned": 10, "quick": 10, "ci": 20, "nightly": 1000}
@@ -85,6 +87,7 @@ def writing(path: Path, run: str, told: Path) -> Iterator[list[subprocess.Popen]
             process.wait()
 
 
+@LONG
 def test_no_acknowledged_record_is_lost_to_a_kill(tmp_path: Path, profile: str) -> None:
     rng, run = np.random.default_rng(0), new_run_id()
     for i in range(KILLS[profile]):
@@ -178,6 +181,7 @@ def test_parquet_gives_back_the_same_tables(tmp_path: Path) -> None:
     assert len(both["check"]) == 2 * len(frames["check"])
 
 
+@LONG
 def test_a_store_of_many_nights_is_loaded_and_judged_in_time(tmp_path: Path, profile: str) -> None:
     rng, nights = np.random.default_rng(0), NIGHTS[profile] + 10
     cases = [Case(pair=f"pair {i}", gate="passed") for i in range(METRICS // 10)]
