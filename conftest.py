@@ -35,6 +35,7 @@ PROFILES = ("pinned", "quick", "ci", "nightly")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("draftproof")
     group.addoption("--profile", choices=PROFILES, default="ci", help="how many draws each claim makes")
+    group.addoption("--draws", type=int, metavar="N", help="draws of each claim, in the place of the profile's number")
     group.addoption("--records", metavar="FILE", help="append one record a claim to this JSONL file")
     group.addoption("--run-id", metavar="ULID", help="the run that the records belong to")
     group.addoption(
@@ -45,6 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(config.getoption("--profile"))
+    if draws := config.getoption("--draws"):
+        settings.register_profile(
+            "drawn", parent=settings.get_profile(config.getoption("--profile")), max_examples=draws
+        )
+        settings.load_profile("drawn")
     torch.set_num_threads(1)
     path = config.getoption("--records")
     if path and not hasattr(config, "workerinput"):

@@ -74,7 +74,7 @@ def refusals(records: Records, certificates: Sequence[Certificate], gates: Gates
     names = {run.run for run in records.runs} | {o.run for o in (*records.samples, *records.accepts)}
     bad = [c for c in records.checks if c.status in ("failed", "error")]
     loose = [p for p in records.planted if p.caught == p.harmless]
-    throttled = [s for s in records.samples if s.telemetry.get("throttled")]
+    throttled = [s for s in records.samples if (s.telemetry.get("throttled") or 0.0) > gates.throttled]
     dirty = [run.run for run in records.runs if not _is_clean(run)]
     known = {run.run for run in records.runs}
     found = [

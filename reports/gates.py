@@ -43,6 +43,8 @@ class Gates(NamedTuple):
     """All of them, in order."""
 
     gates: tuple[Gate, ...]
+    throttled: float
+    """share of the readings of a visit that may be of a device that was slowed down"""
 
     def of(self, metric: str) -> Gate | None:
         """The gate of a metric; None: it is recorded and not judged."""
@@ -55,7 +57,7 @@ def read_gates(path: Path = GATES) -> Gates:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise RecordError(f"{path}: {error}") from error
-    _only(path, found, {"families", "gates"})
+    _only(path, found, {"throttled", "families", "gates"})
     families = {name: _built(f"{path}: families.{name}", Family, {"name": name, **facts})
                 for name, facts in found.get("families", {}).items()}  # fmt: skip
     gates = []
@@ -66,7 +68,10 @@ def read_gates(path: Path = GATES) -> Gates:
         gates.append(_built(where, Gate, {**facts, "family": families[facts["family"]]}))
     for number, gate in enumerate(gates, 1):
         _hold(f"{path}: gate {number}", gate)
-    return Gates(tuple(gates))
+    throttled = found.get("throttled", 0.0)
+    if not isinstance(throttled, float | int) or not 0 <= throttled < 1:
+        raise RecordError(f"{path}: throttled is a share below 1, got {throttled!r}")
+    return Gates(tuple(gates), float(throttled))
 
 
 def _hold(where: str, gate: Gate) -> None:

@@ -4,7 +4,8 @@ Calls of one process share its start-up: address layout, clocks, autotuned choic
 processes that merely started differently for two programs (Kalibera and Jones 2013). So a process is one number, its
 median, and sides are compared by re-labelling processes:
 
-    effect      log of the ratio of the medians of the two sides' process medians
+    effect      log of the ratio of the medians of the two sides' process medians, each over the baseline's median of
+                its stratum, so that a slow rig is no slow side
     p           share of all ways to deal the labels, within each stratum, whose difference of means of logs is at
                 least as large as the one seen; exact where all ways can be listed
     interval    bootstrap over processes within a stratum and side, then over the samples of each process
@@ -100,6 +101,7 @@ def hierarchical(values: Sequence[Sequence[ArrayLike]], layout: Layout, seed: in
     """
     rng = np.random.default_rng(seed)
     bank = np.log(_bank(values, rng))
+    bank -= _levels(np.median(bank, axis=-1), layout)[..., None]
     columns: dict[bool, list[NDArray[np.int64]]] = {False: [], True: []}
     for side in columns:
         for name in sorted(set(layout.stratum)):
@@ -122,8 +124,8 @@ def interval(effects: Array, draws: Array, level: float) -> tuple[Array, Array]:
 
 def effect(logs: Array, layout: Layout) -> Array:
     """Log of the ratio of medians, candidate over baseline.  logs [M, N] -> [M]"""
-    candidate = np.array(layout.candidate)
-    return np.median(logs[:, candidate], axis=1) - np.median(logs[:, ~candidate], axis=1)
+    candidate, found = np.array(layout.candidate), logs - _levels(logs, layout)
+    return np.median(found[:, candidate], axis=1) - np.median(found[:, ~candidate], axis=1)
 
 
 def visible(logs: Array, layout: Layout, threshold: float) -> Array:
@@ -133,8 +135,8 @@ def visible(logs: Array, layout: Layout, threshold: float) -> Array:
     """
     if layout.smallest_p > threshold or min(layout.sides) < 2:
         return np.full(len(logs), np.inf)
-    candidate = np.array(layout.candidate)
-    spread = np.sqrt((logs[:, candidate].var(axis=1, ddof=1) + logs[:, ~candidate].var(axis=1, ddof=1)) / 2)
+    candidate, found = np.array(layout.candidate), logs - _levels(logs, layout)
+    spread = np.sqrt((found[:, candidate].var(axis=1, ddof=1) + found[:, ~candidate].var(axis=1, ddof=1)) / 2)
     return spread * _visible_in_spreads(*layout.sides, threshold, layout.smallest_p)
 
 
@@ -149,6 +151,20 @@ def _visible_in_spreads(baseline: int, candidate: int, threshold: float, smalles
     rng = np.random.default_rng(0)
     gaps = rng.normal(size=(4000, baseline)).max(axis=1) - rng.normal(size=(4000, candidate)).min(axis=1)
     return max(student, float(np.quantile(gaps, POWER)))
+
+
+def _levels(logs: Array, layout: Layout) -> Array:
+    """The baseline's median of each process's stratum; of all processes there where the baseline has none.
+
+    logs [M, N] -> [M, N]
+    """
+    candidate, stratum = np.array(layout.candidate), np.array(layout.stratum)
+    found = np.empty_like(logs)
+    for name in set(layout.stratum):
+        mine = stratum == name
+        own = mine & ~candidate if (mine & ~candidate).any() else mine
+        found[:, mine] = np.median(logs[:, own], axis=1, keepdims=True)
+    return found
 
 
 def _centred(logs: Array, layout: Layout) -> Array:

@@ -74,7 +74,7 @@ def series(baseline: Frames, candidate: Frames, gates: Gates, only: Iterable[Key
     """Every series that the baseline measured and a gate judges, in a fixed order."""
     wanted = None if only is None else set(only)
     found = [
-        *_timed_series(timed(baseline), timed(candidate), gates),
+        *_timed_series(timed(baseline, gates.throttled), timed(candidate, gates.throttled), gates),
         *_answered_series(answered(baseline), answered(candidate), gates),
     ]
     return [s for s in found if wanted is None or s.key in wanted]
@@ -86,8 +86,8 @@ def runs(frames: Frames) -> tuple[str, ...]:
     return tuple(dict.fromkeys(seen))
 
 
-def timed(frames: Frames) -> dict[Key, Timed]:
-    """The samples of one side."""
+def timed(frames: Frames, throttled: float = 0.0) -> dict[Key, Timed]:
+    """The samples of one side; a visit is throttled where more than that share of its readings is."""
     table, rigs = frames["sample"], _rigs(frames["run"])
     found: dict[Key, Timed] = {}
     names = ("case", "metric", "pair", "unit", "better", "run", "process", "values", "telemetry")
@@ -96,7 +96,7 @@ def timed(frames: Frames) -> dict[Key, Timed]:
         one = found.setdefault(key, Timed(pair, unit, better, {}, {}, 0))
         one.processes.setdefault((run, process), []).extend(values)
         one.rigs[run, process] = rigs.get(run, "")
-        if telemetry.get("throttled"):
+        if (telemetry.get("throttled") or 0.0) > throttled:
             found[key] = one._replace(throttled=one.throttled + 1)
     return found
 
@@ -124,12 +124,10 @@ def _timed_series(old: Mapping[Key, Timed], new: Mapping[Key, Timed], gates: Gat
         if now is None or fault:
             yield blank._replace(fault=fault)
             continue
-        names = [*was.processes, *now.processes]
         rigs = [*was.rigs.values(), *now.rigs.values()]
         order = {rig: i for i, rig in enumerate(dict.fromkeys(rigs))}
         candidate = (False,) * len(was.processes) + (True,) * len(now.processes)
         values = [*was.processes.values(), *now.processes.values()]
-        assert len(names) == len(rigs)
         yield blank._replace(
             layout=Layout(candidate, tuple(order[rig] for rig in rigs)), values=tuple(map(tuple, values))
         )

@@ -114,6 +114,7 @@ def check(
     profile: Profile = Profile.ci,
     require: Required = None,
     only: Annotated[str, typer.Option("-k", help="Only claims whose name matches, as in pytest -k.")] = "",
+    draws: Annotated[int | None, typer.Option(min=1, help="Draws of each claim; the profile's when absent.")] = None,
     runs: Runs = RUNS,
     json: Json = False,
 ) -> int:
@@ -122,7 +123,7 @@ def check(
     from suites.commands.runs import begin
 
     start = partial(begin, runs, profile)
-    return answer(json, lambda desk: work(desk, start, pairs or (), profile, require or (), only))
+    return answer(json, lambda desk: work(desk, start, pairs or (), profile, require or (), only, draws=draws))
 
 
 @app.command()

@@ -16,13 +16,13 @@ HISTORY = "suites/selftest/test_history.py"
 def pooled(timed: Any) -> Any:
     """Every call its own process."""
 
-    def wrong(frames: Any) -> Any:
+    def wrong(*args: Any) -> Any:
         return {
             key: one._replace(
                 processes={(*name, i): [v] for name, values in one.processes.items() for i, v in enumerate(values)},
                 rigs={(*name, i): one.rigs[name] for name, values in one.processes.items() for i in range(len(values))},
             )
-            for key, one in timed(frames).items()
+            for key, one in timed(*args).items()
         }
 
     return wrong

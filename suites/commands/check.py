@@ -29,6 +29,7 @@ def check(
     required: Sequence[str] = (),
     keyword: str = "",
     root: Path = ROOT,
+    draws: int | None = None,
 ) -> Answer:
     """Hold the pairs (none: everything) to their claims; `begin` opens the record once the question makes sense."""
     if profile not in PROFILES:
@@ -40,6 +41,7 @@ def check(
     options = ["-m", "correctness", f"--profile={profile}", f"--records={recorder.path.resolve()}"]
     options += [f"--run-id={recorder.run_id}", *chosen, *(["-k", keyword] if keyword else workers(profile))]
     options += [f"--require={','.join(required)}"] if required else []
+    options += [f"--draws={draws}"] if draws else []
     outcome = watched(desk, recorder, options, HOURS[profile] * 3600, root)
     checks = [o for o in read(recorder.path) if isinstance(o, Check) and o.run == recorder.run_id]
     return told(desk, recorder, outcome, checks)

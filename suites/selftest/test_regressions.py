@@ -86,6 +86,22 @@ def test_labels_are_dealt_inside_a_stratum() -> None:
     assert found == pytest.approx(2 / 20**2)
 
 
+def test_rigs_of_different_speed_hide_no_effect() -> None:
+    # a rig that is far slower than the other, and a candidate 3 % above the baseline on both
+    layout = two_sides(6, strata=2)
+    rng = np.random.default_rng(7)
+    levels = 0.5 * np.array(layout.stratum) + np.log(1.03) * np.array(layout.candidate)
+    values = np.exp(levels + rng.normal(0, 0.003, (50, 12)))
+    logs = np.log(values)
+
+    effects = noise.effect(logs, layout)
+    low, high = noise.interval(effects, noise.hierarchical(values[..., None].tolist(), layout), 0.95)
+
+    assert np.abs(effects - np.log(1.03)).max() < 0.01
+    assert np.mean(high - low) < 0.02
+    assert noise.visible(logs, layout, 0.05).max() < 0.02
+
+
 def test_no_p_is_smaller_than_what_was_tried() -> None:
     layout = two_sides(14)
 
@@ -306,6 +322,7 @@ def swap(old: str, new: str) -> Callable[[str], str]:
         (swap("min_effect = 0.03\n", ""), "min_effect is missing"),
         (swap("see = 0.06", "see = 0.02"), "min_effect < see"),
         (swap("alpha = 0.05", "alpha = 5"), "between 0 and 0.5"),
+        (swap("throttled = 0.02", "throttled = 2"), "share below 1"),
         (swap('scale = "difference"', 'scale = "percent"'), "scale is one of"),
         (swap('on_worse = "fail"', 'onworse = "fail"'), "'onworse' is not known"),
         (swap("[families.acceptance]", "[families.acceptance"), "gates.toml"),
