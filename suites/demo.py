@@ -1,7 +1,7 @@
-"""`draftproof demo`: the main job on the shipped pairs, in minutes, without a network or a GPU.
+"""`draftproof demo`: the main job on the first shipped pair, in minutes, without a network or a GPU.
 
 1  claims          the twin is held to the reference, the reference to transformers
-2  acceptance      greedy and at temperature 1, on held-out prompts; what moved capture points would cost
+2  acceptance      greedy and at temperature 1, on held-out prompts; what other readings would cost
 3  tokens/s        against transformers' `generate`, in the same run
 4  planted bugs    a sample: does the harness notice?
 5  page            everything above as one HTML file
@@ -21,7 +21,16 @@ from suites.commands.runs import report
 
 PAGE = ROOT / "reports" / "out" / "index.html"
 PROFILE = "quick"
-SHORT = Options(num_prompts=40, blocks=6, timed_prompts=3, timed_tokens=32, dtypes=("float32",), big=False)
+SHORT = Options(
+    pairs=("llama-eagle3",),
+    num_prompts=40,
+    num_sequences=64,
+    blocks=6,
+    timed_prompts=3,
+    timed_tokens=32,
+    dtypes=("float32",),
+    big=False,
+)
 NUM_BUGS = 6
 # the gravest first: a proven fault, then what left the question open, then what was never asked
 SEVERITY = (

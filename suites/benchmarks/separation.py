@@ -4,7 +4,9 @@ The draft is forced along held-out text as its checkpoint states, and again with
 layer earlier or later, the hidden state before the final norm instead of after it, its position or the last key that it
 sees one further on. Sequences are paired, so a difference of a hundredth of a nat is many standard errors.
 
-    loss_k = mean over t of -log softmax(spread(logits_k,t))[x_{t+k+1}]     over the tokens that have a draft id
+    loss_k = mean over t of  - sum over v of p_{t+k}(v) log q_{k,t}(v)
+
+p is the target's own distribution after x_0 .. x_{t+k}, q the draft's; both over the tokens that have a draft id.
 """
 
 from collections.abc import Callable
@@ -116,7 +118,7 @@ def _short_sighted() -> Bug:
 
 
 def losses(speculation: OpenSpeculation, reading: Reading, tokens: Tensor, num_steps: int = NUM_STEPS) -> Tensor:
-    """Teacher-forced cross entropy of each draft step, by sequence; reference side.
+    """Teacher-forced cross entropy of each draft step to the target, by sequence; reference side.
 
     tokens  [B, T]
     ->      [K, B]
@@ -127,12 +129,13 @@ def losses(speculation: OpenSpeculation, reading: Reading, tokens: Tensor, num_s
         for change in reading.changes:
             stack.enter_context(planted(change))
         steps = draft.unroll(tokens, out, num_steps)
+    width = tokens.shape[1]
     for k, logits in enumerate(steps, 1):
-        following = tokens[:, k + 1 :]
-        said = draft.module.spread(logits[:, : -(k + 1)]).log_softmax(-1).gather(-1, following[..., None])[..., 0]
+        said = draft.module.spread(logits[:, : width - k - 1]).log_softmax(-1)
         # a token without a draft id has log-probability -inf: no reading could make it likely
         known = said.isfinite()
-        found.append(-said.masked_fill(~known, 0).sum(1) / known.sum(1).clamp(min=1))
+        meant = out.logits[:, k : width - 1].masked_fill(~known, float("-inf")).softmax(-1)
+        found.append(-(meant * said.masked_fill(~known, 0)).sum(-1).mean(1))
     return torch.stack(found)
 
 

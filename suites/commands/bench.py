@@ -33,7 +33,8 @@ class Options:
     num_tokens: int = 64
     num_draft_tokens: int = 3
     temperatures: tuple[float, ...] = (0.0, 1.0)
-    num_sequences: int = 64
+    num_sequences: int = 600
+    """of held-out text, for what a reading costs"""
     blocks: int = 10
     timed_prompts: int = 4
     timed_tokens: int = 48

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -131,18 +132,21 @@ def test_an_end_token_ends_the_answer_and_says_so(pair: Located) -> None:
     assert (first.stop, first.emitted) == ("end", text.index(text[4]) + 1)
 
 
-def test_a_forced_loss_is_the_cross_entropy_of_the_tokens_that_have_a_draft_id(pair: Located) -> None:
+def test_a_forced_loss_is_the_cross_entropy_to_the_target_over_the_ids_of_the_draft(pair: Located) -> None:
     speculation = pair.open(side="reference")
     points, draft = speculation.draft.capture_points, speculation.draft
+    out = speculation.target(TEXTS, capture=points)
 
     found = separation.losses(speculation, separation.Reading(points), TEXTS)
 
-    said = -draft.unroll(TEXTS, speculation.target(TEXTS, capture=points), 3).log_softmax(-1)
-    draft_id = {i + offset: i for i, offset in enumerate(draft.module.d2t.tolist())}
+    ids = torch.arange(len(draft.module.d2t)) + draft.module.d2t
+    said = draft.unroll(TEXTS, out, 3).log_softmax(-1)
     for k, row in np.ndindex(3, 3):
-        pairs = [(t, int(TEXTS[row, t + k + 2])) for t in range(12 - k - 2)]
-        terms = [said[k, row, t, draft_id[token]] for t, token in pairs if token in draft_id]
-        assert float(found[k, row]) == pytest.approx(float(sum(terms) / max(1, len(terms))), rel=1e-5)
+        terms = []
+        for t in range(12 - k - 2):
+            chance = out.logits[row, t + k + 1, ids].softmax(-1)
+            terms.append(-float((chance * said[k, row, t]).sum()))
+        assert float(found[k, row]) == pytest.approx(sum(terms) / len(terms), rel=1e-5)
 
 
 def test_capture_points_stay_within_the_target(pair: Located) -> None:
@@ -165,8 +169,8 @@ def test_a_separation_rests_on_losses_recorded_by_sequence(pair: Located) -> Non
                        for v in ("", "capture points -1"))  # fmt: skip
     assert len(samples) == 9
     assert [one.reading for one in found] == ["capture points -1", "capture points +1"]
-    assert found[0].loss == pytest.approx(float(np.mean(earlier - stated)))
-    assert found[0].errors == pytest.approx(standard_errors(earlier - stated))
+    assert found[0].loss == pytest.approx(float(np.mean(earlier - stated)), rel=1e-4)
+    assert found[0].errors == pytest.approx(standard_errors(earlier - stated), rel=1e-4)
 
 
 def race(pair: Located, **facts: Any) -> decode.Race:

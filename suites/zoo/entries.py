@@ -173,6 +173,7 @@ DRAFTS = {
                 "eos_token_id": 0,
             }
         },
+        hidden_dropout=0.5,
     ),
 }
 """a draft's folder is its target's name, a hyphen and its own"""

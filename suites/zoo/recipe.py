@@ -42,7 +42,7 @@ from suites.zoo.train_target import TargetRecipe, fit_target, held_out_loss, sav
 
 FIRST = "llama"
 """the target whose folder holds the tokenizer that all share"""
-NUM_PROMPTS, NUM_SEQUENCES = 80, 288
+NUM_PROMPTS, NUM_SEQUENCES = 80, 600
 CURVE_EVERY = 25
 """steps averaged into one point of a recorded loss curve"""
 
