@@ -90,9 +90,7 @@ CONFIGS = (
     Case("activation", config(hidden_act="gelu"), ("'hidden_act'", "'gelu'", "silu")),
     Case("rope type", config(rope_parameters={"rope_type": "spiral"}), ("rope_type", "'spiral'", "yarn")),
     Case("rope number", config(rope_parameters={"rope_theta": 1e4, "twist": 2}), ("twist", "rope")),
-    Case(
-        "no model type", config(model_type=None, architectures=None, draft_vocab_size=None), ("model_type", "Eagle3")
-    ),
+    Case("no model type", config(model_type=None, architectures=None, draft_vocab_size=None), ("model_type", "Eagle3")),
     Case("eagle_config a list", write_key("eagle_config", [1]), ("'eagle_config'", "mapping")),
     Case("layers a word", config(num_hidden_layers="two"), ("'num_hidden_layers'", "'two'")),
     Case("no layers", config(num_hidden_layers=0), ("'num_hidden_layers'", "0")),
