@@ -13,6 +13,7 @@ from torch import Tensor
 from optimized.drafting import Block
 from optimized.drafts.eagle3 import DraftOutput, VocabMap
 from optimized.ops.table import Ops
+from optimized.ops.vocabulary import over_vocabulary
 from optimized.parallel import (
     GateUpLinear,
     Group,
@@ -237,5 +238,4 @@ class DflashDraft(PackedModel):
         ->      [B, T, V]
         """
         ids = torch.arange(self.c.draft_vocab, device=logits.device)
-        wide = logits.new_full((*logits.shape[:2], self.c.vocab), float("-inf"))
-        return wide.index_copy_(2, self.to_target(ids), logits)
+        return over_vocabulary(logits, self.to_target(ids), self.c.vocab)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from optimized.drafting import Recurrent
 from optimized.ops.table import Ops
+from optimized.ops.vocabulary import over_vocabulary
 from optimized.parallel import (
     GateUpLinear,
     Group,
@@ -295,8 +296,7 @@ class Eagle3Draft(PackedModel):
         ->      [B, T, V]
         """
         ids = torch.arange(self.c.draft_vocab, device=logits.device)
-        wide = logits.new_full((*logits.shape[:2], self.c.vocab), float("-inf"))
-        return wide.index_copy_(2, self.to_target(ids), logits)
+        return over_vocabulary(logits, self.to_target(ids), self.c.vocab)
 
 
 def _check_width(what: str, theirs: VocabEmbedding | VocabHead, vocab: int, hidden: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from optimized.drafting import Standalone
+from optimized.ops.vocabulary import over_vocabulary
 
 
 class DraftOutput(NamedTuple):
@@ -83,10 +84,7 @@ class StandaloneDraft:
 
     def spread(self, logits: Tensor) -> Tensor:
         """Draft logits over the target's vocabulary: [B, T, Vd] -> [B, T, V]"""
-        if self.token_map is None:
-            return logits
-        wide = logits.new_full((*logits.shape[:2], self.c.vocab), float("-inf"))
-        return wide.index_copy_(2, self.token_map, logits)
+        return logits if self.token_map is None else over_vocabulary(logits, self.token_map, self.c.vocab)
 
     def _known(self, logits: Tensor) -> Tensor:
         return logits if self.token_map is None else logits.index_select(-1, self.token_map)

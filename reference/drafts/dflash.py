@@ -32,6 +32,7 @@ from reference.ops.cache import Cache
 from reference.ops.mlp import MLP
 from reference.ops.norm import RMSNorm
 from reference.ops.rope import Rope, rotate
+from reference.ops.vocabulary import over_vocabulary
 from reference.outputs import DraftOutput, TargetOutput
 
 
@@ -308,6 +309,4 @@ class DflashDraft(nn.Module):
         ->      [B, T, V]
         """
         ids = torch.arange(self.c.draft_vocab, device=logits.device)
-        wide = logits.new_full((*logits.shape[:2], self.c.vocab), float("-inf"))
-        wide[..., self.to_target(ids[None])[0]] = logits
-        return wide
+        return over_vocabulary(logits, self.to_target(ids[None])[0], self.c.vocab)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reference.config import ConfigError
 from reference.drafting import Standalone
+from reference.ops.vocabulary import over_vocabulary
 from reference.outputs import DraftOutput, TargetOutput
 
 TP_PLAN: dict[str, str] = {}
@@ -86,10 +87,7 @@ class StandaloneDraft(nn.Module):
         logits  [B, T, Vd]
         ->      [B, T, V]
         """
-        if self.token_map is None:
-            return logits
-        wide = logits.new_full((*logits.shape[:2], self.c.vocab), float("-inf"))
-        return wide.index_copy_(2, self.token_map, logits)
+        return logits if self.token_map is None else over_vocabulary(logits, self.token_map, self.c.vocab)
 
 
 def check_token_map(token_map: Tensor, vocab: int) -> None:
