@@ -5,6 +5,8 @@ from typing import Any
 
 def frozen(value: Any) -> Any:
     """Arrays and lists become tuples of plain numbers; mappings stay as they are."""
+    if type(value) in (float, int, str, bool, type(None)):  # most of what a record holds
+        return value
     if hasattr(value, "tolist"):
         value = value.tolist()
     return tuple(frozen(v) for v in value) if isinstance(value, (list, tuple)) else value

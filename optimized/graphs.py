@@ -111,12 +111,13 @@ class GuardMode(TorchDispatchMode):
         super().__init__()
         self.buffers = buffers or dict
         self.leaving = _Leaving()
-        self.before: dict[str, int] = {}
+        # the tensors themselves: while they are held, nothing else can take their addresses
+        self.before: dict[str, Tensor] = {}
         self.num_calls = 0
         """operations seen, views included"""
 
     def __enter__(self) -> "GuardMode":
-        self.before = self._addresses()
+        self.before = dict(self.buffers())
         super().__enter__()
         self.leaving.__enter__()
         return self
@@ -125,8 +126,8 @@ class GuardMode(TorchDispatchMode):
         self.leaving.__exit__(kind, error, trace)
         super().__exit__(kind, error, trace)
         if kind is None:
-            after = self._addresses()
-            moved = sorted(name for name in self.before.keys() | after if self.before.get(name) != after.get(name))
+            after = self.buffers()
+            moved = sorted(n for n in self.before.keys() | after if _address(self.before, n) != _address(after, n))
             if moved:
                 raise GraphError(f"buffers {', '.join(moved)} moved: a graph would still use their old addresses")
 
@@ -143,8 +144,11 @@ class GuardMode(TorchDispatchMode):
             raise GraphError(f"aten.{name} copies from a device to the host")
         return func(*args, **kwargs)
 
-    def _addresses(self) -> dict[str, int]:
-        return {name: tensor.data_ptr() for name, tensor in self.buffers().items()}
+
+def _address(buffers: Mapping[str, Tensor], name: str) -> tuple[int, tuple[int, ...]] | None:
+    """Where a buffer lies and how it is read; None where there is none of the name."""
+    tensor = buffers.get(name)
+    return None if tensor is None else (tensor.data_ptr(), tensor.stride())
 
 
 def _is_cpu(value: Any) -> bool:

@@ -62,9 +62,8 @@ class OrderedHead(Part):
         ->       [M, Z*V/C]
         """
         table, first = (self.plain.tied or self.plain).weight, self.plain.run.start
-        rows = self.ops.embed(members.flatten(), table, None if self.group.size == 1 else first)
         # one rank has the row, the others zeros: exact in any order of adding
-        return self.group.all_reduce(torch.bmm(rows.view(*members.shape, -1), x[:, :, None])[..., 0])
+        return self.group.all_reduce(self.ops.score_rows(x, table, members, None if self.group.size == 1 else first))
 
     def logits(self, x: Tensor) -> Tensor:
         """x [M, H] -> [M, V] over the whole vocabulary, -inf where a token was not looked at"""

@@ -12,7 +12,7 @@ from optimized.ops.chance import uniform
 from optimized.ops.kinds import LLAMA, NormKind, rounded
 from optimized.ops.latent import AtenLatent
 from optimized.ops.mixture import AtenMixture
-from optimized.ops.rows import attend_by_query, probe, visible
+from optimized.ops.rows import attend_by_query, probe, visible, wide_type
 from optimized.ops.sight import sight_of
 from optimized.ops.slots import checked
 
@@ -25,8 +25,9 @@ PACK_FROM = 1 << 17
 class Aten(AtenMixture, AtenLatent):
     """PyTorch calls; on a CPU with natural shapes, or with `exact` by the chain rule."""
 
-    def pack(self, weight: Tensor) -> Tensor:
+    def pack(self, weight: Tensor, wide: bool = False) -> Tensor:
         """weight [N, K] -> [N, K]"""
+        weight = weight.to(wide_type(weight.dtype)) if wide else weight
         return weight if self.exact or not _packs(weight) else torch.ops.mkldnn._reorder_linear_weight(weight, 4)
 
     def embed(self, ids: Tensor, table: Tensor, first: int | None = None, scale: float | None = None) -> Tensor:
@@ -65,6 +66,15 @@ class Aten(AtenMixture, AtenLatent):
     ) -> tuple[Tensor, Tensor]:
         """branch [M, H], residual [M, H], post, pre [H] or None, scale [1] or None -> [M, H], [M, H]"""
         return self.add_rmsnorm(self._normed(branch, post, eps, kind), residual, pre, eps, kind, scale)
+
+    def linear_scaled(
+        self, x: Tensor, weight: Tensor, scales: Tensor, block: tuple[int, int], bias: Tensor | None = None
+    ) -> Tensor:
+        """x [M, K], weight [N, K], scales [N/b, K/c], bias [N] or None -> [M, N]"""
+        wide, (rows, columns) = wide_type(x.dtype), block
+        factors = scales.to(wide).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        whole = weight.to(wide) * factors[: weight.shape[0], : weight.shape[1]]
+        return self.linear(x.to(wide), whole, None if bias is None else bias.to(wide)).to(x.dtype)
 
     def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "silu") -> Tensor:
         """x [M, K], weight [2I, K], bias [2I] or None -> [M, I]"""
@@ -140,6 +150,14 @@ class Aten(AtenMixture, AtenLatent):
             q.transpose(1, 2), k, v, attn_mask=seen[:, None], scale=scale, enable_gqa=True
         )
         return out.transpose(1, 2).flatten(2)
+
+    def score_rows(self, x: Tensor, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
+        """x [M, H], table [Vr, H], ids [M, Z] -> [M, Z]"""
+        rows = self.embed(ids.flatten(), table, first).unflatten(0, ids.shape)  # [M, Z, H]
+        if not self.exact:
+            return torch.bmm(rows, x[:, :, None])[..., 0]
+        # one product a row of x, whose shape does not depend on how many rows there are
+        return torch.stack([(one.clone() @ row.clone()) for one, row in zip(rows, x, strict=True)])
 
     def head_argmax(self, x: Tensor, weight: Tensor, rows: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """x [M, H], weight [Vr, H] -> value [M], index [M]"""

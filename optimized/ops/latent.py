@@ -27,13 +27,16 @@ class AtenLatent(Rows):
         rope_scale: float,
         cache: Tensor,
         interleaved: bool = True,
-    ) -> None:
-        """kv_a [M, R+Dr], norm_weight [R], positions [M], slots [M], inv_freq [Dr/2], cache [B, S, R+Dr]"""
+        q_a: Tensor | None = None,
+        q_norm: Tensor | None = None,
+    ) -> Tensor:
+        """kv_a [M, R+Dr], norm_weight [R], positions, slots [M], inv_freq [Dr/2], cache [B, S, R+Dr] -> [M, Q]"""
         rank, num_slots = norm_weight.shape[0], cache.shape[1]
         slots = checked(slots, kv_a.shape[0])
         turned = self._turn(kv_a[:, None, rank:], positions, inv_freq, rope_scale, num_slots, interleaved)[:, 0]
         normed = self._normed(kv_a[:, :rank], norm_weight, eps, LLAMA)
         cache.view(-1, cache.shape[2]).index_copy_(0, slots, torch.cat([normed, turned], 1))
+        return kv_a[:, :0] if q_a is None else self._normed(q_a, q_norm, eps, LLAMA)
 
     def attend_latent(
         self,
@@ -42,7 +45,21 @@ class AtenLatent(Rows):
         cache: Tensor,
         positions: Tensor,
         scale: float,
+        w_uv: Tensor,
         num_slots: int | None = None,
+    ) -> Tensor:
+        """q_latent [B, T, N, R], q_rope [B, T, N, Dr], cache [B, S, R+Dr], positions [B, T] -> [B, T, N*Dv]"""
+        mixed = self._mix(q_latent, q_rope, cache, positions, scale, num_slots)
+        return self._by_head(mixed.flatten(0, 1), w_uv).unflatten(0, positions.shape).flatten(2)
+
+    def _mix(
+        self,
+        q_latent: Tensor,
+        q_rope: Tensor,
+        cache: Tensor,
+        positions: Tensor,
+        scale: float,
+        num_slots: int | None,
     ) -> Tensor:
         """q_latent [B, T, N, R], q_rope [B, T, N, Dr], cache [B, S, R+Dr], positions [B, T] -> [B, T, N, R]"""
         q, rank, size = torch.cat([q_latent, q_rope], -1), q_latent.shape[3], cache.shape[1]
@@ -58,13 +75,20 @@ class AtenLatent(Rows):
         weight = weight.masked_fill_(hidden, 0).to(q.dtype).flatten(1, 2)
         return torch.bmm(weight, c[..., :rank]).unflatten(1, q.shape[1:3])
 
-    def absorb(self, q_nope: Tensor, w_uk: Tensor) -> Tensor:
-        """q_nope [M, N, Dn], w_uk [N, Dn, R] -> [M, N, R]"""
-        return self._by_head(q_nope, w_uk)
-
-    def expand(self, o: Tensor, w_uv: Tensor) -> Tensor:
-        """o [M, N, R], w_uv [N, R, Dv] -> [M, N, Dv]"""
-        return self._by_head(o, w_uv)
+    def absorb(
+        self,
+        q: Tensor,
+        w_uk: Tensor,
+        positions: Tensor,
+        inv_freq: Tensor,
+        rope_scale: float,
+        num_positions: int,
+        interleaved: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """q [M, N, Dn+Dr], w_uk [N, Dn, R], positions [M], inv_freq [Dr/2] -> [M, N, R], [M, N, Dr]"""
+        q_nope, q_rope = q.tensor_split([w_uk.shape[1]], -1)
+        turned = self._turn(q_rope, positions, inv_freq, rope_scale, num_positions, interleaved)
+        return self._by_head(q_nope, w_uk), turned
 
     def _by_head(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [M, N, K], weight [N, K, O] -> [M, N, O]"""

@@ -11,20 +11,21 @@ from torch import Tensor
 from optimized.ops.chance import uniform
 from optimized.ops.kernels.act import act_mul_kernel, softcap_kernel
 from optimized.ops.kernels.attention import attend_chunk_kernel, attend_merge_kernel
-from optimized.ops.kernels.head import argmax_kernel, head_merge_kernel, head_tile_kernel
-from optimized.ops.kernels.linear import gate_up_kernel, linear_kernel
+from optimized.ops.kernels.head import argmax_kernel, head_merge_kernel, head_tile_kernel, score_rows_kernel
+from optimized.ops.kernels.linear import gate_up_kernel, linear_scaled_kernel
 from optimized.ops.kernels.moves import accept_greedy_kernel, compact_kernel, embed_kernel, gather_rows_kernel
 from optimized.ops.kernels.norm import add_rmsnorm_kernel, sandwich_norm_kernel
 from optimized.ops.kernels.rope import q_rope_kernel, rope_kernel
 from optimized.ops.kinds import ACTIVATIONS, LLAMA, NormKind, one_of, rounded
-from optimized.ops.launch_latent import MERGE_ROWS, TritonLatent
+from optimized.ops.launch_latent import TritonLatent
 from optimized.ops.launch_mixture import TritonMixture
-from optimized.ops.launches import PREFILL_FROM
+from optimized.ops.launches import PREFILL_FROM, meta, start
 from optimized.ops.sight import sight_of
 from optimized.ops.slots import checked
-from optimized.ops.tiles import Tile, key_tile
+from optimized.ops.tiles import EXPERT_TILE, key_tile, steps_of
 
 ROPE_HEADS = 8
+MERGE_ROWS = 4
 MOVE_COLUMNS = 1024
 ARGMAX_COLUMNS = 4096
 
@@ -32,8 +33,9 @@ ARGMAX_COLUMNS = 4096
 class Triton(TritonMixture, TritonLatent):
     """Kernel launches; `tile` and `key_tile` override the table, for tests that want many small blocks."""
 
-    def pack(self, weight: Tensor) -> Tensor:
+    def pack(self, weight: Tensor, wide: bool = False) -> Tensor:
         """weight [N, K] -> [N, K]"""
+        # wide or not: products of 16-bit numbers are exact in float32, where kernels add them
         return weight.contiguous()
 
     def embed(self, ids: Tensor, table: Tensor, first: int | None = None, scale: float | None = None) -> Tensor:
@@ -94,15 +96,7 @@ class Triton(TritonMixture, TritonLatent):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """x [M, K], weight [N, K], bias [N] or None -> [M, N]"""
-        if x.shape[0] >= PREFILL_FROM:
-            return self._prefill.linear(x, weight, bias)
-        y = x.new_empty(x.shape[0], weight.shape[0])
-        t = self._tile_of(weight.shape[0], weight)
-        grid = (triton.cdiv(weight.shape[0], t.block_n), triton.cdiv(x.shape[0], t.block_m))
-        linear_kernel[grid](
-            x, weight, bias, y, x.shape[0], *weight.shape, HAS_BIAS=bias is not None, **_meta(t, x.shape[1])
-        )
-        return y
+        return self._product(x, weight, bias, x.dtype)
 
     def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "silu") -> Tensor:
         """x [M, K], weight [2I, K], bias [2I] or None -> [M, I]"""
@@ -111,13 +105,47 @@ class Triton(TritonMixture, TritonLatent):
             return self._prefill.gate_up_act(x, weight, bias, act)
         width = weight.shape[0] // 2
         y = x.new_empty(x.shape[0], width)
-        t = self._tile_of(width, weight)
+        choice = self._choice_of(width, weight, 2)
+        t = choice.tile
         grid = (triton.cdiv(width, t.block_n), triton.cdiv(x.shape[0], t.block_m))
         gate_up_kernel[grid](
             *(x, weight, bias, y, x.shape[0], width, x.shape[1]),
             HAS_BIAS=bias is not None,
             GELU=gelu,
-            **_meta(t, x.shape[1]),
+            **meta(t, x.shape[1]),
+            **start(choice.early),
+        )
+        return y
+
+    def linear_scaled(
+        self, x: Tensor, weight: Tensor, scales: Tensor, block: tuple[int, int], bias: Tensor | None = None
+    ) -> Tensor:
+        """x [M, K], weight [N, K], scales [N/b, K/c], bias [N] or None -> [M, N]"""
+        if x.shape[0] >= PREFILL_FROM:
+            return self._prefill.linear_scaled(x, weight, scales, block, bias)
+        num_out, num_in = weight.shape
+        choice = self._choice_of(num_out, weight)
+        t = steps_of(choice.tile, block[1], num_in)
+        y = x.new_empty(x.shape[0], num_out)
+        linear_scaled_kernel[(triton.cdiv(num_out, t.block_n), triton.cdiv(x.shape[0], t.block_m))](
+            *(x, weight, scales, bias, y, x.shape[0], num_out, num_in, *block, scales.shape[1]),
+            HAS_BIAS=bias is not None,
+            **meta(t, num_in),
+            **start(choice.early),
+        )
+        return y
+
+    def score_rows(self, x: Tensor, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
+        """x [M, H], table [Vr, H], ids [M, Z] -> [M, Z]"""
+        (num_rows, num_ids), t = ids.shape, self._tile or EXPERT_TILE
+        y = x.new_empty(num_rows, num_ids)
+        score_rows_kernel[(num_rows, triton.cdiv(num_ids, t.block_n))](
+            *(x.contiguous(), table, ids.contiguous(), y, first or 0, table.shape[0], num_ids, x.shape[1]),
+            BLOCK_N=t.block_n,
+            BLOCK_K=t.block_k,
+            STAGES=t.num_stages,
+            WHOLE=x.shape[1] % t.block_k == 0,
+            num_warps=t.num_warps,
         )
         return y
 
@@ -246,7 +274,7 @@ class Triton(TritonMixture, TritonLatent):
 
     def head_argmax(self, x: Tensor, weight: Tensor, rows: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """x [M, H], weight [Vr, H] -> value [M], index [M]"""
-        t = self._tile_of(rows, weight)
+        t = self._choice_of(rows, weight).tile
         num_rows, num_tiles = x.shape[0], triton.cdiv(rows, t.block_n)
         best_value = x.new_empty(num_rows, num_tiles, dtype=torch.float32)
         best_index = x.new_empty(num_rows, num_tiles, dtype=torch.int32)
@@ -254,7 +282,7 @@ class Triton(TritonMixture, TritonLatent):
         head_tile_kernel[(num_tiles, triton.cdiv(num_rows, t.block_m))](
             *(x, weight, best_value, best_index, num_rows, rows, x.shape[1], scale),
             SCALED=scale != 1.0,
-            **_meta(t, x.shape[1]),
+            **meta(t, x.shape[1]),
         )
         block = triton.next_power_of_2(num_tiles)
         head_merge_kernel[(num_rows,)](best_value, best_index, value, index, num_tiles, BLOCK=block)
@@ -307,10 +335,5 @@ class Triton(TritonMixture, TritonLatent):
 
 def _row(width: int) -> dict[str, int]:
     block = triton.next_power_of_2(width)
-    # bytes in flight: a wide row wants more warps
-    return {"BLOCK": block, "num_warps": max(4, min(16, block // 512))}
-
-
-def _meta(t: Tile, num_in: int) -> dict[str, int | bool]:
-    blocks = {"BLOCK_M": t.block_m, "BLOCK_N": t.block_n, "BLOCK_K": t.block_k}
-    return blocks | {"STAGES": t.num_stages, "WHOLE": num_in % t.block_k == 0, "num_warps": t.num_warps}
+    # bytes in flight: a wide row wants more warps, and more than eight leave a thread too few registers
+    return {"BLOCK": block, "num_warps": max(4, min(8, block // 512))}

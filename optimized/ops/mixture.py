@@ -22,14 +22,16 @@ class AtenMixture(Rows):
 
     def route_softmax(
         self,
-        scores: Tensor,
+        x: Tensor,
+        weight: Tensor,
         num_chosen: int,
         renormalise: bool,
         scale: Tensor | None = None,
         wide: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """scores [M, E], scale [E] or None -> [M, P], [M, P]"""
-        choosable(scores.shape[1], 1, 1, num_chosen)
+        """x [M, H], weight [E, H], scale [E] or None -> [M, P], [M, P]"""
+        choosable(weight.shape[0], 1, 1, num_chosen)
+        scores = self.linear(x, weight)
         likely = self._rows(lambda rows: rows.softmax(-1), scores.to(wide_type(scores.dtype)))
         ids = _first_best(likely, num_chosen)
         weights = likely.gather(1, ids)
@@ -41,7 +43,8 @@ class AtenMixture(Rows):
 
     def route_grouped(
         self,
-        scores: Tensor,
+        x: Tensor,
+        weight: Tensor,
         bias: Tensor | None,
         groups: int,
         top_groups: int,
@@ -49,11 +52,12 @@ class AtenMixture(Rows):
         renormalise: bool,
         scaling: float,
         kind: str,
+        num_shared: int = 0,
     ) -> tuple[Tensor, Tensor]:
-        """scores [M, E], bias [E] or None -> [M, P], [M, P]"""
-        size = choosable(scores.shape[1], groups, top_groups, num_chosen)
+        """x [M, H], weight [E, H], bias [E] or None -> [M, P+num_shared], [M, P+num_shared]"""
+        size = choosable(weight.shape[0], groups, top_groups, num_chosen)
         sigmoid = one_of(kind, ROUTERS, "kind") == "sigmoid"
-        logits = scores.to(wide_type(scores.dtype))
+        logits = self.linear(x.to(wide_type(x.dtype)), weight)
         likely = self._elementwise(torch.sigmoid, logits) if sigmoid else self._rows(lambda r: r.softmax(-1), logits)
         choice = likely if bias is None else likely + bias
         if top_groups < groups:
@@ -66,7 +70,8 @@ class AtenMixture(Rows):
         weights = likely.gather(1, ids)
         if renormalise:
             weights = weights / (_across(weights)[:, None] + 1e-20)
-        return ids, weights * scaling
+        shared = torch.arange(weight.shape[0], weight.shape[0] + num_shared, device=x.device).expand(len(x), -1)
+        return torch.cat([ids, shared], 1), F.pad(weights * scaling, (0, num_shared), value=1.0)
 
     def experts(
         self,
@@ -81,7 +86,7 @@ class AtenMixture(Rows):
         """x [M, H], ids [M, P], weights [M, P], gate_up [E, 2I, H], down [E, H, I] -> [M, H]"""
         one_of(act, ACTIVATIONS, "act")
         local = ids if first is None else ids - first
-        if not x.is_cuda:
+        if not (x.is_cuda or self.blind):
             out = self._by_expert(x, local, gate_up, down, act)
         elif groupable(x, gate_up, down):
             out = self._by_group(x, local, gate_up, down, act)

@@ -22,10 +22,13 @@ TILE_COLUMNS = 64
 
 
 class Rows:
-    """Calls on natural shapes, or with `exact` by the chain rule."""
+    """Calls on natural shapes, or with `exact` by the chain rule.
 
-    def __init__(self, exact: bool = False) -> None:
-        self.exact = exact
+    blind  the host looks at nothing, as on a GPU: what a captured cycle does, on any machine
+    """
+
+    def __init__(self, exact: bool = False, blind: bool = False) -> None:
+        self.exact, self.blind = exact, blind
         self._angles = Angles()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

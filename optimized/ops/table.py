@@ -17,16 +17,19 @@ from torch import Tensor
 
 from optimized.ops.aten import Aten
 from optimized.ops.kinds import LLAMA, NormKind
+from optimized.ops.table_latent import LatentOps
+from optimized.ops.table_mixture import MixtureOps
 
 
-class Ops(Protocol):
+class Ops(MixtureOps, LatentOps, Protocol):
     """What both forms offer. Rows are contiguous unless a line says otherwise."""
 
-    def pack(self, weight: Tensor) -> Tensor:
-        """The layout of a weight that this form multiplies by soonest; what `linear`, `gate_up_act` and `head_argmax`
-        accept beside the plain weight. Call it once, after loading.
+    def pack(self, weight: Tensor, wide: bool = False) -> Tensor:
+        """The layout of a weight that this form multiplies by soonest; what `linear`, `gate_up_act`, `head_argmax` and
+        routers accept beside the plain weight. Call it once, after loading.
 
         weight  [N, K]
+        wide    its products stay float32 (float64), whatever the dtype of the rows
         ->      [N, K]
         """
 
@@ -82,6 +85,19 @@ class Ops(Protocol):
         weight  [N, K]
         bias    [N]
         ->      [M, N]
+        """
+
+    def linear_scaled(
+        self, x: Tensor, weight: Tensor, scales: Tensor, block: tuple[int, int], bias: Tensor | None = None
+    ) -> Tensor:
+        """`linear` of a float8 weight as checkpoints hold it: each block of rows and columns has its own scale.
+
+        x       [M, K]
+        weight  [N, K]  float8_e4m3fn, contiguous
+        scales  [N/b, K/c]  float32, rounded up; one for the whole weight where the block is the weight
+        block   b rows, c columns, of whole K steps of a tile: a multiple of 64, or K
+        bias    [N]
+        ->      [M, N]  products and sums in float32 (float64)
         """
 
     def gate_up_act(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, act: str = "silu") -> Tensor:
@@ -182,6 +198,15 @@ class Ops(Protocol):
         ->         [B, T, N*D]
         """
 
+    def score_rows(self, x: Tensor, table: Tensor, ids: Tensor, first: int | None = None) -> Tensor:
+        """Products with some rows of a table alone, or of the shard that begins at row `first`; others give zeros.
+
+        x      [M, H]
+        table  [Vr, H]
+        ids    [M, Z]  int64
+        ->     [M, Z]
+        """
+
     def head_argmax(self, x: Tensor, weight: Tensor, rows: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """The largest logit and its lowest index; logits are rounded to the dtype of x before they are compared.
 
@@ -226,120 +251,6 @@ class Ops(Protocol):
         ->      [M, V]
         """
 
-    def route_softmax(
-        self,
-        scores: Tensor,
-        num_chosen: int,
-        renormalise: bool,
-        scale: Tensor | None = None,
-        wide: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """The P likeliest experts, best first, lowest number among equals, and their weights.
-
-        scores       [M, E]
-        renormalise  weights sum to one before the scale
-        scale        [E]  a factor of each expert
-        wide         weights stay float32 (float64); otherwise they are rounded to the dtype of scores
-        ->           ids [M, P] int64, weights [M, P]
-        """
-
-    def route_grouped(
-        self,
-        scores: Tensor,
-        bias: Tensor | None,
-        groups: int,
-        top_groups: int,
-        num_chosen: int,
-        renormalise: bool,
-        scaling: float,
-        kind: str,
-    ) -> tuple[Tensor, Tensor]:
-        """P experts out of the best groups; the bias helps to choose and is no part of a weight.
-
-        scores  [M, E]
-        bias    [E]
-        kind    "softmax": a group is as good as its best expert; "sigmoid": as the sum of its best two
-        ->      ids [M, P] int64, weights [M, P] float32 (float64), times `scaling`
-        """
-
-    def experts(
-        self,
-        x: Tensor,
-        ids: Tensor,
-        weights: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
-        act: str = "silu",
-        first: int | None = None,
-    ) -> Tensor:
-        """sum_p weight_p * down_p (act(gate_p x) * up_p x), added in the order of p in float32 (float64).
-
-        x        [M, H]
-        ids      [M, P]
-        weights  [M, P]
-        gate_up  [E, 2I, H]  gate rows first; contiguous
-        down     [E, H, I]  contiguous
-        first    the number of this rank's first expert; others give zeros. None: 0
-        ->       [M, H]
-        """
-
-    def latent_write(
-        self,
-        kv_a: Tensor,
-        norm_weight: Tensor,
-        eps: float,
-        positions: Tensor,
-        slots: Tensor,
-        inv_freq: Tensor,
-        rope_scale: float,
-        cache: Tensor,
-        interleaved: bool = True,
-    ) -> None:
-        """Norm the latent, turn the other features, write both in place as one row of the cache.
-
-        kv_a         [M, R+Dr]  rows may lie apart
-        norm_weight  [R]
-        positions    [M]
-        slots        [M]  flat in 0..B*S, int64 and contiguous, or SlotError
-        inv_freq     [Dr/2]
-        cache        [B, S, R+Dr]
-        """
-
-    def attend_latent(
-        self,
-        q_latent: Tensor,
-        q_rope: Tensor,
-        cache: Tensor,
-        positions: Tensor,
-        scale: float,
-        num_slots: int | None = None,
-    ) -> Tensor:
-        """Attention of all heads to one latent a slot, which is key (with its turned features) and value.
-
-        q_latent   [B, T, N, R]
-        q_rope     [B, T, N, Dr]
-        cache      [B, S, R+Dr]  finite everywhere below num_slots
-        positions  [B, T]
-        num_slots  a bound on position + 1 that the host knows; None: S. A `Sight` as for `attend`
-        ->         [B, T, N, R]
-        """
-
-    def absorb(self, q_nope: Tensor, w_uk: Tensor) -> Tensor:
-        """Queries as latents: q_n W_n of each head.
-
-        q_nope  [M, N, Dn]  rows and heads may lie apart
-        w_uk    [N, Dn, R]  contiguous
-        ->      [M, N, R]
-        """
-
-    def expand(self, o: Tensor, w_uv: Tensor) -> Tensor:
-        """Latents as values: o_n W_n of each head.
-
-        o     [M, N, R]  rows and heads may lie apart
-        w_uv  [N, R, Dv]  contiguous
-        ->    [M, N, Dv]
-        """
-
     def uniform(self, seed: Tensor, sequence: Tensor, position: Tensor, stream: int) -> Tensor:
         """One number in [0, 1) for each (seed, sequence, position, stream), whatever the batch and the history.
 
@@ -353,14 +264,14 @@ class Ops(Protocol):
 def choose(device: torch.device | str, form: str | None = None, exact: bool = False, num_rows: int = 16) -> Ops:
     """The form that serves a device.
 
-    form      "aten" or "triton"; None: Triton on CUDA, Aten elsewhere
+    form      "aten", "triton" or "blind": Aten whose host looks at nothing; None: Triton on CUDA, Aten elsewhere
     exact     hold the chain rule; Triton always does
     num_rows  the most rows a step will have, decode and verify alike: picks the row bucket of the tile table
     """
     form = form or ("triton" if torch.device(device).type == "cuda" else "aten")
-    if form == "aten":
-        return Aten(exact)
+    if form in ("aten", "blind"):
+        return Aten(exact, form == "blind")
     if form != "triton":
-        raise ValueError(f'form {form!r} is neither "aten" nor "triton"')
+        raise ValueError(f'form {form!r} is none of "aten", "blind" and "triton"')
     # triton is imported only where it is asked for: it does not exist on every machine that runs the Aten form
     return importlib.import_module("optimized.ops.launch").Triton(num_rows)

@@ -1,7 +1,10 @@
 """DeepSeek V2 and V3, fast: the equations of `reference/targets/deepseek.py` with attention absorbed.
 
-    norm + add | q_a | norm | q_b | kv_a | norm, rope + latent write | rope | absorb | attend: chunks, merge | expand
-    | o | norm + add | router | groups, top-P | experts: gate, up, silu | experts: down, weighted sum | shared: two
+    norm + add | q_a, kv_a | norms, rope + latent write | q_b | absorb, rope | attend: chunks, merge + values | o
+    | norm + add | router: product, groups, top-P | experts: gate, up, silu | experts: down, weighted sum
+
+Twelve kernels a layer, eleven where the query has no latent of its own, one more where a router is larger than
+`ROUTER_BYTES`. Shared experts are experts that every token chooses with weight one.
 
 Keys and values of heads are never made: a slot holds R + Dr numbers that all heads read, and the key rows of kv_b_proj
 multiply the query, its value rows what was read (`reference/ops/mla.py`). Over ranks heads are cut and latents are
@@ -26,6 +29,7 @@ from optimized.parallel import (
     ReplicatedLinear,
     RowLinear,
     equal_run,
+    stack,
 )
 from optimized.state import KVCache
 from optimized.targets.llama import LlamaTarget
@@ -71,6 +75,32 @@ class Unfolding(Part):
         return {self.name: torch.cat([self.w_uk, self.w_uv.transpose(1, 2)], 1).flatten(0, 1)}
 
 
+class FirstLinear(Part):
+    """What reads the stream: the query, or its latent, and the latent of keys and values as one weight.
+
+    runs    name, whole size and held rows of both
+    biased  those of them that have a bias
+    """
+
+    def __init__(
+        self, runs: list[tuple[str, int, slice]], biased: tuple[tuple[str, int, slice], ...], into: int, at: Placement
+    ) -> None:
+        super().__init__(at)
+        stack(self, runs, into, False)
+        self.sizes = [run.stop - run.start for _, _, run in runs]
+        if biased:
+            # rows without a bias of their own add nothing
+            self.bias = torch.zeros(sum(self.sizes), dtype=at.dtype, device=at.device)
+            parts = self.bias.split(self.sizes)
+        for run, size, held in biased:
+            self.place(f"{run}.bias", parts[runs.index((run, size, held))], (size,), held)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [M, X] -> [M, Q], [M, R+Dr]"""
+        q, kv_a = self.ops.linear(x, self.matrix, self.bias).split(self.sizes, 1)
+        return q, kv_a
+
+
 class Attention:
     """Latent attention, absorbed; it reads `into` features, those of the stream where nothing else is said."""
 
@@ -80,23 +110,18 @@ class Attention:
         self.scale, self.q_dims = c.latent.scale, (c.nope_dim, c.rope_dim)
         heads = equal_run(c.heads, at.group.rank, at.group.size, "heads")
         query = c.heads * sum(self.q_dims)
-        if c.q_rank is None:
-            self.q_proj = model.own(ColumnLinear(f"{name}q_proj", into, query, False, at))
-        else:
-            self.q_a_proj = model.own(ReplicatedLinear(f"{name}q_a_proj", into, c.q_rank, c.attention_bias, at))
+        first = (f"{name}q_proj", query, equal_run(query, at.group.rank, at.group.size, "features of queries"))
+        self.q_a_norm: Norm | None = None
+        if c.q_rank is not None:
+            first = (f"{name}q_a_proj", c.q_rank, slice(0, c.q_rank))
             self.q_a_norm = model.own(Norm(f"{name}q_a_layernorm.weight", c.q_rank, c.latent_norm_eps, at))
             self.q_b_proj = model.own(ColumnLinear(f"{name}q_b_proj", c.q_rank, query, False, at))
-        kv_a, width = f"{name}kv_a_proj_with_mqa", c.kv_rank + c.rope_dim
-        self.kv_a_proj = model.own(ReplicatedLinear(kv_a, into, width, c.attention_bias, at))
+        latent = (f"{name}kv_a_proj_with_mqa", c.kv_rank + c.rope_dim, slice(0, c.kv_rank + c.rope_dim))
+        biased = () if not c.attention_bias else (latent,) if c.q_rank is None else (first, latent)
+        self.first_proj = model.own(FirstLinear([first, latent], biased, into, at))
         self.kv_a_norm = model.own(Norm(f"{name}kv_a_layernorm.weight", c.kv_rank, c.latent_norm_eps, at))
         self.kv_b_proj = model.own(Unfolding(f"{name}kv_b_proj", c, heads, at))
         self.o_proj = model.own(RowLinear(f"{name}o_proj", c.heads * c.value_dim, c.hidden, c.attention_bias, at))
-
-    def query(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [M, X] -> [M, N, Dn], [M, N, Dr]"""
-        q = self.q_proj(x) if self.c.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x))[0])
-        q_nope, q_rope = q.unflatten(1, (-1, sum(self.q_dims))).split(self.q_dims, -1)
-        return q_nope, q_rope
 
     def __call__(
         self,
@@ -115,14 +140,18 @@ class Attention:
         ->         [M, H]
         """
         ops, c, flat, latents = self.ops, self.c, positions.flatten(), cache.latents[self.index][:, :, 0]
-        norm, scale, neighbours = self.kv_a_norm, c.rope.scale, c.rope_interleaved
-        kv_a = self.kv_a_proj(x)
-        ops.latent_write(kv_a, norm.weight, norm.eps, flat, slots, inv_freq, scale, latents, neighbours)
-        q_nope, q_rope = self.query(x)
-        turned = ops.q_rope(q_rope, flat, inv_freq, scale, cache.num_slots, None, 0.0, interleaved=neighbours)
-        asked = (q.unflatten(0, positions.shape) for q in (ops.absorb(q_nope, self.kv_b_proj.w_uk), turned))
-        mixed = ops.attend_latent(*asked, latents, positions, self.scale, num_slots).flatten(0, 1)
-        return self.o_proj(ops.expand(mixed, self.kv_b_proj.w_uv).flatten(1))
+        norm, scale, up, neighbours = self.kv_a_norm, c.rope.scale, self.kv_b_proj, c.rope_interleaved
+        q, kv_a = self.first_proj(x)
+        written = (norm.weight, norm.eps, flat, slots, inv_freq, scale, latents, neighbours)
+        if self.q_a_norm is None:
+            ops.latent_write(kv_a, *written)
+        else:
+            q = self.q_b_proj(ops.latent_write(kv_a, *written, q, self.q_a_norm.weight))
+        heads = q.unflatten(1, (-1, sum(self.q_dims)))
+        asked = ops.absorb(heads, up.w_uk, flat, inv_freq, scale, cache.num_slots, neighbours)
+        latent, turned = (part.unflatten(0, positions.shape) for part in asked)
+        mixed = ops.attend_latent(latent, turned, latents, positions, self.scale, up.w_uv, num_slots)
+        return self.o_proj(mixed.flatten(0, 1))
 
 
 class Block:
@@ -151,14 +180,10 @@ class Router(ReplicatedLinear):
 
     @property
     def matrix(self) -> Tensor:
-        """The weight, wide, as the operations like it best; made at first use after loading."""
+        """The weight, for wide products, as the operations like it best; made at first use after loading."""
         if self._packed is None:
-            self._packed = self.ops.pack(self.weight.to(torch.promote_types(self.dtype, torch.float32)))
+            self._packed = self.ops.pack(self.weight, wide=True)
         return self._packed
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [M, H] -> [M, E]"""
-        return self.ops.linear(x.to(self.matrix.dtype), self.matrix)
 
 
 class ExpertBlock:
@@ -170,16 +195,16 @@ class ExpertBlock:
         self.bias = (
             model.own(ChoiceBias(f"{name}gate.e_score_correction_bias", c.experts, at)) if c.sigmoid_router else None
         )
-        self.experts = model.own(Experts(f"{name}experts.", c.experts, c.hidden, c.expert_intermediate, at))
-        width = c.expert_intermediate * c.shared_experts
-        self.shared_experts = Block(c, width, f"{name}shared_experts.", model, at)
+        sizes = (c.experts, c.hidden, c.expert_intermediate, at, "silu", c.shared_experts)
+        self.experts = model.own(Experts(f"{name}experts.", *sizes, f"{name}shared_experts."))
 
     def __call__(self, u: Tensor) -> Tensor:
         """u [M, H] -> [M, H]"""
         c, kind = self.c, "softmax" if self.bias is None else "sigmoid"
         choice = (c.groups, c.groups_kept, c.experts_per_token, c.norm_topk_prob, c.routed_scaling, kind)
-        ids, weights = self.ops.route_grouped(self.gate(u), self.bias and self.bias.weight, *choice)  # (4) to (6)
-        return self.experts(u, ids, weights) + self.shared_experts(u)  # (7)
+        gate, bias = self.gate.matrix, None if self.bias is None else self.bias.weight
+        ids, weights = self.ops.route_grouped(u, gate, bias, *choice, c.shared_experts)  # (4) to (6)
+        return self.experts(u, ids, weights)  # (7)
 
 
 class DeepseekLayer:

@@ -3,9 +3,9 @@
     two norms + add | qkv | head norms, rope + KV write | attend: chunks, merge | o | two norms + add
     | gate, up, gelu | down
 
-17 kernels with experts beside the dense block:
+16 kernels with experts beside the dense block:
 
-    | router's norm | router | softmax, top-P | norm_c | experts: gate, up, gelu | experts: down, weighted sum
+    | router's norm | router: product, softmax, top-P | norm_c | experts: gate, up, gelu | experts: down, weighted sum
     | norm_a | norm_b + add
 
 and four more with an input of its own for every layer: | norm_ffw + add | gate | gelu, product | out. What a block
@@ -180,9 +180,9 @@ class Gemma4Mixture:
     def __call__(self, s: Tensor, f: Tensor) -> Tensor:
         """s [M, H] the stream, f [M, H] what the dense block adds -> [M, H]"""
         ops, eps = self.ops, self.c.eps
-        scores = self.router(ops.add_rmsnorm(s, None, self.scale.matrix, eps, GEMMA4)[0])
-        factors = self.per_expert_scale.weight
-        ids, weights = ops.route_softmax(scores, self.c.experts_per_token, True, factors, wide=True)  # (6)
+        u, _ = ops.add_rmsnorm(s, None, self.scale.matrix, eps, GEMMA4)
+        chosen, factors = self.c.experts_per_token, self.per_expert_scale.weight
+        ids, weights = ops.route_softmax(u, self.router.matrix, chosen, True, factors, wide=True)  # (6)
         mixed = self.experts(ops.add_rmsnorm(s, None, self.norm_c.weight, eps, GEMMA4)[0], ids, weights)
         dense, _ = ops.add_rmsnorm(f, None, self.norm_a.weight, eps, GEMMA4)
         return ops.sandwich_norm(mixed, dense, self.norm_b.weight, None, eps, GEMMA4)[1]  # (7)

@@ -1,7 +1,7 @@
-"""Qwen3-MoE, fast: the equations of `reference/targets/qwen3_moe.py` in eleven kernels a layer with experts.
+"""Qwen3-MoE, fast: the equations of `reference/targets/qwen3_moe.py` in ten kernels a layer with experts.
 
     norm + add | qkv | head norms, rope + KV write | attend: chunks, merge | o | norm + add
-    | router | softmax, top-P | experts: gate, up, silu | experts: down, weighted sum
+    | router: product, softmax, top-P | experts: gate, up, silu | experts: down, weighted sum
 
 A dense layer ends as Llama's does. What runs around the layers is Llama's: `optimized/targets/llama.py`.
 Letters: reference/README.md.
@@ -38,7 +38,8 @@ class ExpertBlock:
 
     def __call__(self, u: Tensor) -> Tensor:
         """u [M, H] -> [M, H]"""
-        ids, weights = self.ops.route_softmax(self.gate(u), self.c.experts_per_token, self.c.norm_topk_prob)  # (4)
+        c = self.c
+        ids, weights = self.ops.route_softmax(u, self.gate.matrix, c.experts_per_token, c.norm_topk_prob)  # (4)
         return self.experts(u, ids, weights)  # (5)
 
 

@@ -71,10 +71,20 @@ def rounded_bias(build: Any) -> Any:
 def latents_by_column(write: Any) -> Any:
     """Shared keys turned by their column in the call."""
 
-    def early(self: Any, kv_a: Tensor, weight: Tensor, eps: float, positions: Tensor, *rest: Any) -> None:
-        write(self, kv_a, weight, eps, (positions - positions[0]).clamp(min=0), *rest)
+    def early(self: Any, kv_a: Tensor, weight: Tensor, eps: float, positions: Tensor, *rest: Any) -> Tensor:
+        return write(self, kv_a, weight, eps, (positions - positions[0]).clamp(min=0), *rest)
 
     return early
+
+
+def unshared(route: Any) -> Any:
+    """Only those that were looked for are mixed."""
+
+    def chosen(self: Any, *how: Any) -> tuple[Tensor, Tensor]:
+        ids, weights = route(self, *how)
+        return ids, weights.index_fill(1, torch.arange(ids.shape[1] - how[-1], ids.shape[1]), 0.0)
+
+    return chosen
 
 
 def together(attend: Any) -> Any:
@@ -97,8 +107,8 @@ BUGS = (
     Bug(
         "deepseek-twin-query-turned-by-halves",
         "neighbours in the cache, halves in the query",
-        f"{ATEN}.q_rope",
-        lambda turn: lambda self, *facts, interleaved: turn(self, *facts, interleaved=not interleaved),
+        f"{ATEN}.absorb",
+        lambda turn: lambda self, *facts: turn(self, *facts[:-1], not facts[-1]),
         REFERENCE,
     ),
     Bug(
@@ -140,7 +150,7 @@ BUGS = (
         "deepseek-twin-bias-dropped",
         "a fused router called without its bias",
         f"{ATEN}.route_grouped",
-        lambda route: lambda self, scores, bias, *how: route(self, scores, None, *how),
+        lambda route: lambda self, x, weight, bias, *how: route(self, x, weight, None, *how),
         REFERENCE,
     ),
     Bug(
@@ -153,8 +163,8 @@ BUGS = (
     Bug(
         "deepseek-twin-shared-experts-dropped",
         "the block that every token reads left out",
-        f"{TWIN}.ExpertBlock.__call__",
-        lambda call: lambda self, u: call(self, u) - self.shared_experts(u),
+        f"{ATEN}.route_grouped",
+        unshared,
         REFERENCE,
     ),
     Bug(

@@ -79,15 +79,15 @@ def cut_latents(call: Any) -> Any:
     """Each rank keeps its part of a latent, as if it were heads."""
 
     def part(self: Any, x: Tensor, *place: Any) -> Tensor:
-        kv_a, group = self.kv_a_proj, self.kv_a_proj.group
+        first, group = self.first_proj, self.first_proj.group
         run = -(-self.c.kv_rank // group.size)
-        feature = torch.arange(kv_a.weight.shape[0])
+        feature = torch.arange(first.sizes[1])
         mine = (feature // run == group.rank) | (feature >= self.c.kv_rank)
-        self.kv_a_proj = lambda rows: kv_a(rows) * mine
+        self.first_proj = lambda rows: (lambda q, kv_a: (q, kv_a * mine))(*first(rows))
         try:
             return call(self, x, *place)
         finally:
-            self.kv_a_proj = kv_a
+            self.first_proj = first
 
     return part
 

@@ -245,7 +245,7 @@ BUGS = (
         "qwen3moe-twin-renormalisation-dropped",
         "a fused router called without its flag",
         "optimized.ops.aten.Aten.route_softmax",
-        lambda route: lambda self, scores, num_chosen, renormalise: route(self, scores, num_chosen, False),
+        lambda route: lambda self, x, weight, num_chosen, renormalise: route(self, x, weight, num_chosen, False),
         TWIN,
     ),
     Bug(

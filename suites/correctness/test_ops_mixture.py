@@ -30,6 +30,11 @@ FEW = FEW or [Case(TRITON, torch.float32, "cpu")]
 EXACT = [*(Case(Aten(exact=True), dtype, "cpu") for dtype in (torch.float32, torch.bfloat16)), *FEW]
 PLAIN = [Case(Aten(), dtype, "cpu") for dtype in (torch.float64, torch.bfloat16)]
 every_form = pytest.mark.parametrize("case", [*PLAIN, EXACT[0], *FEW], ids=named)
+# a large router is a product and a choice, each a kernel of its own
+APART = [case._replace(ops=Triton(16, Tile(16, 32, 32, 4, 2), router_bytes=0)) for case in FEW]
+every_router = pytest.mark.parametrize(
+    ("case", "parts"), [*((case, 1) for case in (*PLAIN, EXACT[0], *FEW)), *((case, 2) for case in APART)]
+)
 every_exact_form = pytest.mark.parametrize("case", EXACT, ids=named)
 acts = st.sampled_from(["silu", "gelu_tanh"])
 rows = st.integers(1, 2)
@@ -58,8 +63,10 @@ def test_the_likeliest_experts_are_chosen(
     scores = case.whole(noise, num_rows, 11)  # full of ties
     scale = case.normal(noise, 11) if scaled else None
 
-    got = case.ops.route_softmax(scores, num_chosen, renormalise, scale)
-    wide = case.ops.route_softmax(scores, num_chosen, renormalise, scale, wide=True)
+    # a product with ones and zeros is exact: the scores are what was drawn
+    same = case.ops.pack(torch.eye(11, dtype=case.dtype, device=case.device))
+    got = case.ops.route_softmax(scores, same, num_chosen, renormalise, scale)
+    wide = case.ops.route_softmax(scores, same, num_chosen, renormalise, scale, wide=True)
 
     for row, likely in enumerate(scores.double().softmax(-1).tolist()):
         order = scores[row].tolist()
@@ -94,7 +101,9 @@ def test_experts_are_chosen_from_the_best_groups(
     bias = case.normal(noise, 12) if sigmoid else None
     kind = "sigmoid" if sigmoid else "softmax"
 
-    got = case.ops.route_grouped(scores, bias, *shape, 3, sigmoid, 2.5, kind)
+    same = case.ops.pack(torch.eye(12, dtype=case.dtype, device=case.device), wide=True)
+    ids, weights = case.ops.route_grouped(scores, same, bias, *shape, 3, sigmoid, 2.5, kind, 2)
+    got = (ids[:, :3], weights[:, :3])
 
     wide = scores.double()
     likely = wide.sigmoid() if sigmoid else wide.softmax(-1)
@@ -104,12 +113,34 @@ def test_experts_are_chosen_from_the_best_groups(
         best = sorted(inside, key=lambda e: (-choice[row, e].item(), e))[:3]
         total = sum(likely[row, e].item() for e in best) if sigmoid else 1
         hold_route(case, got, [(e, likely[row, e].item() / total * 2.5) for e in best], row)
+    # who is shared is chosen by every row, with weight one
+    assert ids[:, 3:].tolist() == [[12, 13]] * num_rows
+    bit_equal("weights of shared experts", weights[:, 3:], torch.ones_like(weights[:, 3:]))
+
+
+@every_router
+@given(seed=seeds(), num_rows=rows, width=st.integers(1, 96))
+@example(seed=0, num_rows=2, width=70)
+@example(seed=0, num_rows=2, width=64)
+def test_a_router_scores_what_it_reads(case: Case, parts: int, seed: int, num_rows: int, width: int) -> None:
+    noise = generator(seed)
+    x, weight = case.normal(noise, num_rows, width), case.normal(noise, 6, width) / width**0.5
+
+    ids, weights = case.ops.route_grouped(x, case.ops.pack(weight, wide=True), None, 1, 1, 6, False, 1.0, "sigmoid")
+    _, rounded = case.ops.route_softmax(x, case.ops.pack(weight), 6, False, wide=True)
+
+    scores = x.double() @ weight.double().T
+    case.hold("sigmoid", weights.gather(1, ids.argsort(1)), scores.sigmoid(), width)
+    order = scores.softmax(-1).sort(-1, descending=True).values
+    case.hold("softmax", rounded, order, width)
 
 
 @every_form
 def test_more_experts_than_the_groups_hold_cannot_be_chosen(case: Case) -> None:
+    same = case.ops.pack(torch.eye(8, dtype=case.dtype, device=case.device), wide=True)
+
     with pytest.raises(ValueError, match="3 of 8 experts"):
-        case.ops.route_grouped(case.normal(generator(0), 1, 8), None, 4, 1, 3, False, 1.0, "softmax")
+        case.ops.route_grouped(case.normal(generator(0), 1, 8), same, None, 4, 1, 3, False, 1.0, "softmax")
 
 
 def mixed(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, act: str) -> Tensor:
@@ -170,11 +201,13 @@ def test_every_way_through_the_experts_is_the_same(way: Callable[..., Tensor], s
 def test_a_row_is_routed_and_mixed_alike_alone(case: Case, seed: int, num_rows: int, act: str) -> None:
     x, ids, weights, gate_up, down = mixture(case, seed, num_rows, 28, 20)
     last, bias = slice(-1, None), case.normal(generator(seed), 12)
+    rows_of = case.normal(generator(seed), 12, 28)
+    wide, scorer = case.ops.pack(rows_of, wide=True), case.ops.pack(rows_of)
 
     def computed(rows: slice) -> tuple[Tensor, ...]:
-        routes = case.ops.route_grouped(x[rows, :12], bias, 4, 2, 3, True, 2.5, "sigmoid")
+        routes = case.ops.route_grouped(x[rows], wide, bias, 4, 2, 3, True, 2.5, "sigmoid", 1)
         mix = case.ops.experts(x[rows], ids[rows], weights[rows], gate_up, down, act)
-        return *routes, *case.ops.route_softmax(x[rows, :11], 3, True), mix
+        return *routes, *case.ops.route_softmax(x[rows], scorer, 3, True), mix
 
     same_tensors("row", computed(last), tuple(part[last] for part in computed(slice(None))))
 
@@ -185,6 +218,6 @@ def test_no_router_waits_for_its_device(exact: bool) -> None:
     x, ids, weights, gate_up, down = mixture(case, 0, 3, 24, 8)
 
     with NoReads():
-        case.ops.route_softmax(x, 2, True, x[0])
-        case.ops.route_grouped(x, x[0], 4, 2, 3, True, 2.5, "sigmoid")
+        case.ops.route_softmax(x, gate_up[0], 2, True, x[0, :16])
+        case.ops.route_grouped(x, gate_up[0], x[0, :16], 4, 2, 3, True, 2.5, "sigmoid", 1)
         case.ops.experts(x, ids, weights, gate_up, down)

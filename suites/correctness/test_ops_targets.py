@@ -237,25 +237,32 @@ def test_absorbed_attention_is_attention(
     w_uk, w_uv = case.normal(noise, heads, NOPE, RANK) / NOPE**0.5, case.normal(noise, heads, RANK, VALUE) / RANK**0.5
     asked = torch.tensor([[-1], [num_slots - num_queries]]) + torch.tensor([[0], [1]]) * torch.arange(num_queries)
 
-    before = cache.clone()
-    case.ops.latent_write(kv_a, weight, 1e-6, position, slot, inv_freq, 1.25, cache, interleaved)
-    q_latent = case.ops.absorb(q[..., :NOPE], w_uk)
-    q_rope = q[..., NOPE:].unflatten(0, (2, num_queries))
-    o = case.ops.attend_latent(q_latent.unflatten(0, (2, num_queries)), q_rope, cache, asked.to(case.device), 0.3, 20)
-    got = case.ops.expand(o.flatten(0, 1), w_uv)
+    both, before = case.normal(noise, 3, 15), cache.clone()
+    wrote = (kv_a, weight, 1e-6, position, slot, inv_freq, 1.25, cache, interleaved)
+    assert case.ops.latent_write(*wrote).shape == (3, 0)
+    q_a = case.ops.latent_write(*wrote, both[:, 1:], both[0, 1:])
+    asked = asked.to(case.device)
+    q_latent, q_rope = case.ops.absorb(q, w_uk, asked.flatten(), inv_freq, 1.25, num_slots, interleaved)
+    latent, turning = (part.unflatten(0, (2, num_queries)) for part in (q_latent, q_rope))
+    got = case.ops.attend_latent(latent, turning, cache, asked, 0.3, w_uv, 20)
+    got = got.unflatten(2, (heads, VALUE)).flatten(0, 1)
 
     flat, untouched = cache.flatten(0, 1), torch.ones(2 * num_slots, dtype=torch.bool, device=case.device)
     untouched[slot] = False
     bit_equal("other slots", flat[untouched], before.flatten(0, 1)[untouched])
     case.hold("latent", flat[slot, :RANK], normed(kv_a[:, :RANK], weight, LLAMA), RANK)
     case.hold("rope", flat[slot, RANK:], turned(kv_a[:, None, RANK:], position, inv_freq, interleaved, 1.25)[:, 0], 2)
+    case.hold("query's latent", q_a, normed(both[:, 1:], both[0, 1:], LLAMA), 14)
+    where = asked.flatten().clamp(min=0)
+    case.hold("turned", q_rope, turned(q[..., NOPE:], where, inv_freq, interleaved, 1.25), ROPE)
     wide = cache[1].double()
     k = torch.einsum("sr,ndr->snd", wide[:, :RANK], w_uk.double())
     v = torch.einsum("sr,nrv->snv", wide[:, :RANK], w_uv.double())
     k = torch.cat([k, wide[:, None, RANK:].expand(-1, heads, -1)], -1)
-    score = 0.3 * torch.einsum("tnd,snd->nts", q[num_queries:].double(), k)
-    unseen = torch.arange(num_slots) > asked[1][:, None]
-    weights = score.masked_fill(unseen.to(case.device), float("-inf")).softmax(-1)
+    whole = torch.cat([q[..., :NOPE].double(), q_rope.double()], -1)[num_queries:]
+    score = 0.3 * torch.einsum("tnd,snd->nts", whole, k)
+    unseen = torch.arange(num_slots, device=case.device) > asked[1][:, None]
+    weights = score.masked_fill(unseen, float("-inf")).softmax(-1)
     want = torch.einsum("nts,snv->tnv", weights, v)
     # three products one after another, and keys that were never rounded
     case.hold("attention", got[num_queries:], want, 3 * RANK)
@@ -268,14 +275,15 @@ def test_absorbed_attention_is_attention(
 def test_a_row_has_the_same_bits_alone(case: Case, seed: int, num_rows: int, kind: NormKind, act: str) -> None:
     noise, ops, last = generator(seed), case.ops, slice(-1, None)
     x, residual = (case.normal(noise, num_rows, 36) for _ in range(2))
-    norm, weight, heads = (case.normal(noise, *shape) for shape in ((36,), (34, 36), (3, 12, 20)))
+    norm, weight, heads = (case.normal(noise, *shape) for shape in ((36,), (34, 36), (3, 8, 20)))
+    place, inv_freq = torch.arange(num_rows, device=case.device), torch.tensor([1.0, 0.3], device=case.device)
 
     def computed(rows: slice) -> tuple[Tensor, ...]:
         a, b = x[rows], residual[rows]
         return (
             *ops.sandwich_norm(a, b, norm, norm, 1e-6, kind, norm[:1]),
             *(ops.gate_up_act(a, weight, act=act), ops.act_mul(a, b, act)),
-            *(ops.softcap(a, 3.0), ops.absorb(a.view(-1, 3, 12), heads)),
+            *(ops.softcap(a, 3.0), *ops.absorb(a.view(-1, 3, 12), heads, place[rows], inv_freq, 1.0, 9)),
         )
 
     same_tensors("row", computed(last), tuple(part[last] for part in computed(slice(None))))
@@ -288,6 +296,7 @@ def test_verify_of_latents_is_decode(case: Case, seed: int, num_queries: int, he
     noise = generator(seed)
     q_latent, q_rope = (case.normal(noise, 2, num_queries, heads, width) for width in (RANK, ROPE))
     cache, weight = case.normal(noise, 2, 36, RANK + ROPE), case.normal(noise, RANK)
+    w_uv = case.normal(noise, heads, RANK, VALUE)
     kv_a, inv_freq = case.normal(noise, num_queries, RANK + ROPE), 0.3 ** torch.arange(ROPE // 2, device=case.device)
     position = torch.randint(0, 36 - num_queries, (2, 1), generator=noise) + torch.arange(num_queries)
     position = position.to(case.device)
@@ -295,9 +304,9 @@ def test_verify_of_latents_is_decode(case: Case, seed: int, num_queries: int, he
 
     case.ops.latent_write(kv_a, weight, 1e-6, position[1], slots, inv_freq, 1.0, cache)
     case.ops.latent_write(kv_a[last], weight, 1e-6, position[1, last], slots[last], inv_freq, 1.0, alone)
-    verified = case.ops.attend_latent(q_latent, q_rope, cache, position, 0.3)
+    verified = case.ops.attend_latent(q_latent, q_rope, cache, position, 0.3, w_uv)
     one = (q_latent[1:, last].clone(), q_rope[1:, last].clone(), cache[1:].clone(), position[1:, last].clone())
-    decoded = case.ops.attend_latent(*one, 0.3, int(position.max()) + 1)
+    decoded = case.ops.attend_latent(*one, 0.3, w_uv, int(position.max()) + 1)
 
     bit_equal("written", alone.flatten(0, 1)[slots[last]], cache.flatten(0, 1)[slots[last]])
     bit_equal("last query of the last sequence", decoded, verified[1:, last])
@@ -316,5 +325,5 @@ def test_no_operation_waits_for_its_device(exact: bool) -> None:
         case.ops.softcap(x, 30.0)
         case.ops.q_rope(x.view(3, 6, 4), position[0], inv_freq, 1.0, 9, None, 1e-6)
         case.ops.latent_write(x[:, :12], x[0, :8], 1e-6, position[0], position[0], inv_freq, 1.0, cache)
-        case.ops.attend_latent(x.view(1, 3, 3, 8), x.view(1, 3, 6, 4)[:, :, :3], cache, position, 1.0)
-        case.ops.expand(case.ops.absorb(x.view(3, 3, 8), down), down)
+        case.ops.attend_latent(x.view(1, 3, 3, 8), x.view(1, 3, 6, 4)[:, :, :3], cache, position, 1.0, down)
+        case.ops.absorb(x.view(3, 2, 12), down[:2], position[0], inv_freq, 1.0, 9)

@@ -103,17 +103,17 @@ def test_a_node_reads_its_own_line(case: Case, seed: int, num_nodes: int, group:
 def test_a_node_reads_the_latents_of_its_own_line(case: Case, seed: int, num_nodes: int, heads: int) -> None:
     tree, noise, (rank, rope) = Drawn.of(seed, num_nodes), generator(seed), (20, 8)
     q, turned = (case.normal(noise, 2, num_nodes, heads, width) for width in (rank, rope))
-    cache = case.normal(noise, 2, NUM_SLOTS, rank + rope)
+    cache, w_uv = case.normal(noise, 2, NUM_SLOTS, rank + rope), case.normal(noise, heads, rank, 6)
     positions, sight = tree.asked(case.device)
 
-    got = case.ops.attend_latent(q, turned, cache, positions, 0.2, sight)
+    got = case.ops.attend_latent(q, turned, cache, positions, 0.2, w_uv, sight)
 
-    want = torch.zeros_like(q, dtype=torch.float64)
+    want = torch.zeros(2, num_nodes, heads, 6, dtype=torch.float64, device=case.device)
     for b, v in torch.cartesian_prod(torch.arange(2), torch.arange(num_nodes)).tolist():
         rows = cache[b, tree.seen(b, v, None)].double()
         weight = (torch.cat([q, turned], -1)[b, v].double() @ rows.T * 0.2).softmax(-1)
-        want[b, v] = weight @ rows[:, :rank]
-    case.hold("attention", got, want, rank + rope)
+        want[b, v] = torch.einsum("nr,nrv->nv", weight @ rows[:, :rank], w_uv.double())
+    case.hold("attention", got, want.flatten(2), 2 * rank + rope)
 
 
 @every_form

@@ -1,8 +1,9 @@
-"""Claim: every kernel compiles for Hopper (sm_90) without spilling registers and within its shared memory.
+"""Claim: every kernel, in every configuration in which it is launched, compiles for Hopper (sm_90) into what was meant.
 
 The interpreter accepts what the compiler does not: loops that change a type, products of fewer than 16 columns, tiles
 that fit no memory. Compiling needs no GPU, but an environment without TRITON_INTERPRET, so it runs in a process of its
-own: this file, run as a script.
+own: this file, run as a script. Which configurations there are, `suites/configurations.py` finds out; a kernel that no
+configuration names is a failure too.
 """
 
 import importlib
@@ -12,8 +13,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import pytest
 import triton
@@ -21,179 +23,111 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from harness.record import Case, Sample
+
 pytestmark = pytest.mark.correctness
 
 ROOT = Path(__file__).parents[2]
+ROOM = ROOT / "optimized" / "ops" / "kernels"
 SHARED_BYTES = 232_448  # what one program may use on Hopper
+REGISTERS = 255  # what one thread may use
+NAMED = re.findall(r"^def (\w+_kernel)\(", "".join(p.read_text() for p in sorted(ROOM.glob("*.py"))), re.MULTILINE)
 
-
-class Variant(NamedTuple):
-    """One kernel with one set of constants; `types` are the arguments that are no constants, in order."""
-
-    module: str
-    kernel: str
-    types: str
-    constants: dict[str, int | bool | None]
-    warps: int = 4
-
-
-PRODUCT = {"BLOCK_M": 16, "BLOCK_N": 64, "BLOCK_K": 128, "STAGES": 4, "WHOLE": True}
-HEADS = {"Q_HEADS": 32, "KV_HEADS": 8, "WIDTH": 128}
-CHUNKS = {"CHUNK": 256, "BLOCK_M": 16, "BLOCK_S": 64, "BLOCK_D": 128, "STAGES": 2}
-WIDE = {"Q_HEADS": 32, "KV_HEADS": 4, "WIDTH": 512, "CHUNK": 256, "BLOCK_M": 16, "BLOCK_S": 32, "BLOCK_D": 512}
-LLAMA_NORM = {"CAST_FIRST": True, "PLUS_ONE": False, "BLOCK": 4096}
-TURN = {"NORM_Q": True, "NORM_K": True, "NORM_V": False, "PLUS_ONE": False, "K_EQ_V": False, "HEADS": 8}
-LATENT = {"Q_HEADS": 128, "RANK": 512, "ROPE": 64, "BLOCK_R": 512, "BLOCK_D": 64}
-NO_TREE = {"tree_first": None, "words": None, "HAS_TREE": False}
-LATENT_CHUNKS = {"CHUNK": 128, "BLOCK_M": 32, "BLOCK_S": 32, "STAGES": 2}
-EXPERT = {"BLOCK_N": 16, "BLOCK_K": 256, "STAGES": 3, "WHOLE": True}
-GROUPS = {"GROUPS": 8, "SIZE": 32, "TOP_GROUPS": 4, "BLOCK_G": 8, "BLOCK_E": 32, "BLOCK_P": 8}
-ROUTE = {"scale": None, "SIGMOID": True, "HAS_BIAS": True, "HAS_SCALE": False, "RENORMALISE": True, **GROUPS}
-
-VARIANTS = {
-    "norm": Variant(
-        "norm",
-        "add_rmsnorm_kernel",
-        "bbbbb if",
-        {"scale": None, "HAS_RESIDUAL": True, "HAS_WEIGHT": True, "HAS_SCALE": False, **LLAMA_NORM},
-    ),
-    "norm, add, norm": Variant(
-        "norm",
-        "sandwich_norm_kernel",
-        "bbbbbbb if",
-        {"HAS_POST": True, "HAS_PRE": True, "HAS_SCALE": True, **LLAMA_NORM, "CAST_FIRST": False, "PLUS_ONE": True},
-    ),
-    "linear": Variant("linear", "linear_kernel", "bbb iii", {"bias": None, "HAS_BIAS": False, **PRODUCT}),
-    "linear, 64 rows": Variant(
-        "linear", "linear_kernel", "bbbb iii", {"HAS_BIAS": True, **PRODUCT, "BLOCK_M": 64, "STAGES": 3}
-    ),
-    "gate_up": Variant(
-        "linear",
-        "gate_up_kernel",
-        "bbb iii",
-        {"bias": None, "HAS_BIAS": False, "GELU": True, **PRODUCT, "WHOLE": False},
-    ),
-    "head": Variant("head", "head_tile_kernel", "bbfI iiis", {"SCALED": True, **PRODUCT}),
-    "rope": Variant("rope", "rope_kernel", "bLLbLbbbbb iif", {**HEADS, **TURN, "BLOCK": 128}),
-    "rope, heads of 512": Variant(
-        "rope",
-        "rope_kernel",
-        "bLLbLbbbbb iif",
-        {**TURN, "Q_HEADS": 32, "KV_HEADS": 4, "WIDTH": 512, "K_EQ_V": True, "NORM_V": True, "BLOCK": 512},
-    ),
-    "attend": Variant(
-        "attention",
-        "attend_chunk_kernel",
-        "bbbLfff siiii",
-        {"ends": None, "HAS_ENDS": False, **NO_TREE, "HAS_WINDOW": True, **HEADS, **CHUNKS},
-    ),
-    "attend, images": Variant(
-        "attention",
-        "attend_chunk_kernel",
-        "bbbLLfff siiii",
-        {"HAS_ENDS": True, **NO_TREE, "HAS_WINDOW": True, **HEADS, **CHUNKS},
-    ),
-    "attend, trees": Variant(
-        "attention",
-        "attend_chunk_kernel",
-        "bbbLLLfff siiii",
-        {"ends": None, "HAS_ENDS": False, "HAS_TREE": True, "HAS_WINDOW": True, **HEADS, **CHUNKS},
-    ),
-    "attend, heads of 512": Variant(
-        "attention",
-        "attend_chunk_kernel",
-        "bbbLfff siiii",
-        {"ends": None, "HAS_ENDS": False, **NO_TREE, "HAS_WINDOW": False, **WIDE, "STAGES": 2},
-    ),
-    "attend, latents": Variant(
-        "latent", "attend_latent_kernel", "bbbLfff siii", {**NO_TREE, **LATENT, **LATENT_CHUNKS}, 8
-    ),
-    "attend, latents of trees": Variant(
-        "latent", "attend_latent_kernel", "bbbLLLfff siii", {"HAS_TREE": True, **LATENT, **LATENT_CHUNKS}, 8
-    ),
-    "latent write": Variant(
-        "latent", "latent_write_kernel", "bbLLbLb iiif", {"RANK": 512, "ROPE": 64, "BLOCK_R": 512, "BLOCK_D": 64}
-    ),
-    "product by head": Variant(
-        "latent", "heads_kernel", "bbb iiiiii", {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "STAGES": 2}
-    ),
-    "experts, gate_up": Variant("experts", "experts_gate_up_kernel", "bLbb iiiii", {"GELU": False, **EXPERT}),
-    "experts, down": Variant(
-        "experts", "experts_down_kernel", "bLfbb iiiii", {k: v for k, v in EXPERT.items() if k != "WHOLE"}
-    ),
-    "route": Variant("routing", "route_kernel", "ffLf if", ROUTE),
-    "merge": Variant("attention", "attend_merge_kernel", "fffb ii", {"WIDTH": 128, "BLOCK_M": 4, "BLOCK_D": 128}),
-    "head merge": Variant("head", "head_merge_kernel", "fIfL i", {"BLOCK": 2048}),
-    "argmax": Variant("head", "argmax_kernel", "bL i", {"BLOCK": 4096}),
-    "embed": Variant("moves", "embed_kernel", "Lbb iiif", {"SCALED": True, "BLOCK": 1024}),
-    "gather": Variant("moves", "gather_rows_kernel", "bLb ii", {"BLOCK": 1024}),
-    "compact": Variant("moves", "compact_kernel", "bLL ii", {"NUM_MOVED": 6, "BLOCK_P": 8, "BLOCK": 1024}),
-    "accept": Variant("moves", "accept_greedy_kernel", "LLL i", {"BLOCK": 4}),
+PRODUCTS = {"linear_kernel", "gate_up_kernel", "head_tile_kernel", "attend_chunk_kernel", "attend_latent_kernel"}
+PRODUCTS |= {"absorb_kernel", "merge_values_kernel", "linear_scaled_kernel"}
+"""tensor cores multiply; in the others there is one row, or none"""
+STREAMS = PRODUCTS - {"merge_values_kernel"} | {"experts_gate_up_kernel", "experts_down_kernel", "router_kernel"}
+STREAMS |= {"score_rows_kernel"}
+"""weights or keys run ahead of the product, 16 bytes a copy"""
+NARROW = {
+    "accept_greedy_kernel": "a few tokens",
+    "route_kernel": "a few scores a thread",
+    "latent_write_kernel": "512 features are 8 bytes a thread",
+    "head_merge_kernel": "the number of tiles is any number",
 }
-TYPES = {"b": "*bf16", "f": "*fp32", "I": "*i32", "L": "*i64", "i": "i32", "s": "fp32"}
+"""no load of 16 bytes is asked for, and why"""
+
+Found = Mapping[str, Mapping[str, int]]
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
-    """What the compiler said of every variant; all of them in one process."""
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What the compiler said of every configuration; all of them in one process."""
+    # here, not above: the script below runs without torch
+    from suites.configurations import configurations
+
+    wanted = configurations(request.config.getoption("--profile") == "nightly")
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, timeout=300)
+    asked = json.dumps({name: launch._asdict() for name, launch in wanted.items()})
+    how = {"capture_output": True, "text": True, "timeout": 1800}
+    done = subprocess.run([sys.executable, __file__], env=environment, input=asked, **how)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_kernel_fits_the_machine(compiled: dict[str, dict[str, int]], name: str) -> None:
-    found = compiled[name]
-
-    assert found["spilled"] == 0
-    assert found["shared"] <= SHARED_BYTES
+def of(compiled: Found, kernel: str) -> Found:
+    """The configurations of one kernel."""
+    return {name: found for name, found in compiled.items() if name.split()[0] == kernel}
 
 
-@pytest.mark.parametrize(
-    "name", ["linear", "linear, 64 rows", "gate_up", "head", "attend", "attend, latents", "product by head"]
-)
-def test_weights_and_keys_stream_ahead_of_the_product(compiled: dict[str, dict[str, int]], name: str) -> None:
-    found = compiled[name]
+@pytest.mark.parametrize("kernel", NAMED)
+def test_a_kernel_is_compiled_as_it_is_launched(compiled: Found, kernel: str, keep: Callable[..., None]) -> None:
+    mine = of(compiled, kernel)
 
-    assert found["async_copies"] > 0
-    assert found["tensor_core_products"] > 0
+    assert mine, "no configuration launches it"
+    for name, found in mine.items():
+        assert found["spills"] == 0, name
+        assert 0 < found["registers"] <= REGISTERS, name
+        assert found["shared"] <= SHARED_BYTES, name
+        assert (found["products"] > 0) == (kernel in PRODUCTS), name
+        assert found["wide_copies"] > 0 or kernel not in STREAMS, name
+        # whoever starts early waits for the kernel ahead before it touches memory, and nobody else does
+        assert found["waits"] == found["early"], name
+    assert kernel in NARROW or any(found["wide_loads"] + found["wide_copies"] for found in mine.values())
+    for name, found in mine.items():
+        case = Case(pair=kernel, gate="passed", form="triton", device="sm_90", variant=name.partition(" ")[2])
+        for what, unit in UNITS.items():
+            count = float(found[what])
+            keep(Sample(case=case, metric=f"compile.{what}", unit=unit, better="none", values=(count,)))
 
 
-def compile_variant(variant: Variant) -> dict[str, int]:
+UNITS = {"registers": "a thread", "spills": "bytes", "shared": "bytes", "products": "instructions"}
+UNITS |= {"wide_loads": "instructions", "wide_copies": "instructions"}
+
+
+def compile_launch(launch: Mapping[str, Any]) -> dict[str, int]:
     """Compile for sm_90 and read the assembler's report."""
-    kernel = getattr(importlib.import_module(f"optimized.ops.kernels.{variant.module}"), variant.kernel)
-    names = [name for name in kernel.arg_names if name not in variant.constants]
-    pointers, scalars = variant.types.split()
-    # the last scalar of a kernel may be a float: eps, scale
-    letters = pointers + "".join("s" if letter == "f" else letter for letter in scalars)
-    signature = dict.fromkeys(kernel.arg_names, "constexpr")
-    signature |= {name: TYPES[letter] for name, letter in zip(names, letters, strict=True)}
-    # addresses and sizes that 16 divides, as the launcher finds for real models
-    divisible = [kernel.arg_names.index(n) for n, kind in signature.items() if kind.startswith("*") or kind == "i32"]
-    attrs = {(index,): [["tt.divisibility", 16]] for index in divisible}
-    constants = {(kernel.arg_names.index(name),): value for name, value in variant.constants.items()}
+    kernel = getattr(importlib.import_module(launch["module"]), launch["kernel"])
+    place = {name: (index,) for index, name in enumerate(kernel.arg_names)}
+    signature = dict.fromkeys(kernel.arg_names, "constexpr") | {name: kind for name, kind, _ in launch["arguments"]}
+    attrs = {place[name]: [["tt.divisibility", 16]] for name, _, whole in launch["arguments"] if whole}
+    constants = {place[name]: value for name, value in launch["constants"]}
     source = ASTSource(kernel, signature, constants, attrs)
-    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": variant.warps})
+    code = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": launch["num_warps"]})
     ptx = code.asm["ptx"]
+    touches = min(at for at in (ptx.find("ld.global"), ptx.find("cp.async"), len(ptx)) if at >= 0)
     return {
+        **assembled(ptx),
+        "early": int(dict(launch["constants"]).get("EARLY", False)),
+        "waits": int(0 <= ptx.find("griddepcontrol.wait") < touches),
         "shared": code.metadata.shared,
-        "spilled": spilled(ptx),
-        "async_copies": ptx.count("cp.async.cg"),
-        "tensor_core_products": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
+        "wide_loads": len(re.findall(r"ld\.global\.(?:\S+\.)?(?:v4\.[bf]32|v2\.[bf]64)", ptx)),
+        "wide_copies": ptx.count("cp.async.cg"),
+        "products": ptx.count("mma.sync") + ptx.count("wgmma.mma_async"),
     }
 
 
-def spilled(ptx: str) -> int:
-    """Bytes of registers that the assembler had to store."""
+def assembled(ptx: str) -> dict[str, int]:
+    """Registers a thread, and bytes of them that the assembler had to store."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(ptx)
         command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(path), "-o", os.devnull]
         report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    return sum(int(size) for size in re.findall(r"(\d+) bytes spill stores", report))
+    spills = sum(int(size) for size in re.findall(r"(\d+) bytes spill stores", report))
+    return {"registers": max(int(n) for n in re.findall(r"Used (\d+) registers", report)), "spills": spills}
 
 
 if __name__ == "__main__":
-    json.dump({name: compile_variant(variant) for name, variant in VARIANTS.items()}, sys.stdout)
+    json.dump({name: compile_launch(launch) for name, launch in json.load(sys.stdin).items()}, sys.stdout)

@@ -110,24 +110,22 @@ def attend_chunk_kernel(
 
 
 @triton.jit
-def attend_merge_kernel(
+def merged(
     partial,
     tops,
     totals,
-    y,
-    num_rows,
+    row,
+    real,
+    d,
     num_chunks,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """partial [M*N, chunks, D], tops, totals [M*N, chunks] -> y [M*N, D]
+    """partial [M*N, chunks, D], tops, totals [M*N, chunks] -> [BLOCK_M, BLOCK_D] float32 of these rows
 
     Chunk after chunk, not as a tree: the order then does not depend on how many chunks there are.
     """
-    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    real = row < num_rows
-    d = tl.arange(0, BLOCK_D)
     wide = d < WIDTH
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
@@ -146,5 +144,25 @@ def attend_merge_kernel(
         acc = acc * fade[:, None] + o * gain[:, None]
         top = new_top
     # a row that saw no slot has total 0 and stays zero
-    out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    tl.store(y + row[:, None] * WIDTH + d[None, :], out.to(y.dtype.element_ty), mask=real[:, None] & wide[None, :])
+    return acc / tl.where(total > 0, total, 1.0)[:, None]
+
+
+@triton.jit
+def attend_merge_kernel(
+    partial,
+    tops,
+    totals,
+    y,
+    num_rows,
+    num_chunks,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """partial [M*N, chunks, D], tops, totals [M*N, chunks] -> y [M*N, D]"""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    real = row < num_rows
+    d = tl.arange(0, BLOCK_D)
+    out = merged(partial, tops, totals, row, real, d, num_chunks, WIDTH, BLOCK_M, BLOCK_D)
+    inside = real[:, None] & (d < WIDTH)[None, :]
+    tl.store(y + row[:, None] * WIDTH + d[None, :], out.to(y.dtype.element_ty), mask=inside)

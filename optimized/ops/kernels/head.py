@@ -70,3 +70,38 @@ def argmax_kernel(logits, index, width, BLOCK: tl.constexpr):
         where = tl.where(block_best > best, block_where, where)
         best = tl.maximum(best, block_best)
     tl.store(index + row, where.to(tl.int64))
+
+
+@triton.jit
+def score_rows_kernel(
+    x,
+    table,
+    ids,
+    y,
+    first,
+    num_table_rows,
+    num_ids,
+    width,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """x [M, H], table [Vr, H], ids [M, Z], y [M, Z]; ids outside [first, first + Vr) give zeros"""
+    row = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inner = tl.arange(0, BLOCK_K)
+    local = tl.load(ids + row * num_ids + n, mask=n < num_ids, other=-1) - first
+    held = ((n < num_ids) & (local >= 0) & (local < num_table_rows))[:, None]
+    w_row = table + local[:, None] * width
+    acc = tl.zeros([BLOCK_N, BLOCK_K], dtype=tl.float32)
+    for start in tl.range(0, width, BLOCK_K, num_stages=STAGES):
+        k = start + inner
+        if WHOLE:
+            a = tl.load(x + row * width + k)
+            w = tl.load(w_row + k[None, :], mask=held, other=0.0)
+        else:
+            a = tl.load(x + row * width + k, mask=k < width, other=0.0)
+            w = tl.load(w_row + k[None, :], mask=held & (k < width)[None, :], other=0.0)
+        acc += w.to(tl.float32) * a.to(tl.float32)[None, :]
+    tl.store(y + row * num_ids + n, tl.sum(acc, 1).to(y.dtype.element_ty), mask=n < num_ids)

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-from optimized.ops.kernels.attention import along_line
+from optimized.ops.kernels.attention import along_line, merged
+from optimized.ops.kernels.norm import normed_row
 
 
 @triton.jit
@@ -15,21 +16,36 @@ def latent_write_kernel(
     cos_sin,
     partner,
     cache,
+    q_a,
+    q_norm,
+    q,
     num_positions,
     num_flat_slots,
     row_stride,
+    q_stride,
+    q_width,
     eps,
+    HAS_QUERY: tl.constexpr,
     RANK: tl.constexpr,
     ROPE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
 ):
-    """kv_a [M, R+Dr], norm_weight [R], cos_sin [S, 2, Dr], partner [Dr], cache [B*S, R+Dr]"""
+    """kv_a [M, R+Dr], norm_weight [R], cos_sin [S, 2, Dr], partner [Dr], cache [B*S, R+Dr]
+
+    With HAS_QUERY the row's query latent is normed as well: q_a, q [M, Q], q_norm [Q].
+    """
     row = tl.program_id(0).to(tl.int64)
     r = tl.arange(0, BLOCK_R)
     d = tl.arange(0, BLOCK_D)
     wide = d < ROPE
     x = kv_a + row * row_stride
+    if HAS_QUERY:
+        at = tl.arange(0, BLOCK_Q)
+        h = tl.load(q_a + row * q_stride + at, mask=at < q_width, other=0.0).to(tl.float32)
+        normed = normed_row(h, q_norm, q, at, at < q_width, q_width, eps, True, True, False)
+        tl.store(q + row * q_width + at, normed, mask=at < q_width)
     c = tl.load(x + r, mask=r < RANK, other=0.0).to(tl.float32)
     w = tl.load(norm_weight + r, mask=r < RANK, other=0.0).to(tl.float32)
     c = (c * tl.rsqrt(tl.sum(c * c, 0) / RANK + eps)).to(cache.dtype.element_ty).to(tl.float32)
@@ -140,35 +156,88 @@ def attend_latent_kernel(
 
 
 @triton.jit
-def heads_kernel(
-    x,
+def absorb_kernel(
+    q,
     weight,
-    y,
+    positions,
+    cos_sin,
+    partner,
+    q_latent,
+    q_rope,
     num_rows,
     num_heads,
     row_stride,
     head_stride,
-    num_in,
-    num_out,
+    num_positions,
+    NOPE: tl.constexpr,
+    RANK: tl.constexpr,
+    ROPE: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """x [M, N, K] with rows and heads apart, weight [N, K, O], y [M, N, O]"""
+    """q [M, N, Dn+Dr] with rows and heads apart, weight [N, Dn, R]; q_latent [M, N, R], q_rope [M, N, Dr]
+
+    The last program of a head and tile of rows turns, the others multiply.
+    """
+    head = tl.program_id(0).to(tl.int64)
+    m = (tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+    real = m < num_rows
+    x_row = q + m[:, None] * row_stride + head * head_stride
+    if tl.program_id(1) == tl.num_programs(1) - 1:
+        d = tl.arange(0, BLOCK_D)
+        wide = real[:, None] & (d < ROPE)[None, :]
+        other = tl.load(partner + d, mask=d < ROPE, other=0)
+        x = tl.load(x_row + NOPE + d[None, :], mask=wide, other=0.0).to(tl.float32)
+        x_partner = tl.load(x_row + NOPE + other[None, :], mask=wide, other=0.0).to(tl.float32)
+        position = tl.maximum(tl.load(positions + m, mask=real, other=0), 0)
+        known = wide & (position < num_positions)[:, None]
+        turn = cos_sin + position[:, None] * (2 * ROPE) + d[None, :]
+        cos = tl.load(turn, mask=known, other=0.0).to(tl.float32)
+        sin = tl.load(turn + ROPE, mask=known, other=0.0).to(tl.float32)
+        turned = (x * cos + x_partner * sin).to(q_rope.dtype.element_ty)
+        tl.store(q_rope + (m[:, None] * num_heads + head) * ROPE + d[None, :], turned, mask=wide)
+    else:
+        n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+        inner = tl.arange(0, BLOCK_K)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
+        for start in tl.range(0, NOPE, BLOCK_K, num_stages=STAGES):
+            k = start + inner
+            a = tl.load(x_row + k[None, :], mask=real[:, None] & (k < NOPE)[None, :], other=0.0)
+            w_row = weight + (head * NOPE + k)[:, None] * RANK
+            w = tl.load(w_row + n[None, :], mask=(n < RANK)[None, :] & (k < NOPE)[:, None], other=0.0)
+            acc = tl.dot(a, w, acc, input_precision="ieee")
+        offset = (m[:, None] * num_heads + head) * RANK + n[None, :]
+        tl.store(q_latent + offset, acc.to(q_latent.dtype.element_ty), mask=real[:, None] & (n < RANK)[None, :])
+
+
+@triton.jit
+def merge_values_kernel(
+    partial,
+    tops,
+    totals,
+    weight,
+    y,
+    num_rows,
+    num_heads,
+    num_chunks,
+    num_out,
+    RANK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+):
+    """partial [M*N, chunks, R], tops, totals [M*N, chunks], weight [N, R, Dv] -> y [M, N, Dv]"""
     head = tl.program_id(0).to(tl.int64)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = (tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
-    inner = tl.arange(0, BLOCK_K)
-    inside = (m < num_rows)[:, None]
-    wide = (n < num_out)[None, :]
-    x_row = x + m[:, None] * row_stride + head * head_stride
-    acc = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
-    for start in tl.range(0, num_in, BLOCK_K, num_stages=STAGES):
-        k = start + inner
-        a = tl.load(x_row + k[None, :], mask=inside & (k < num_in)[None, :], other=0.0)
-        w_row = weight + (head * num_in + k)[:, None] * num_out
-        w = tl.load(w_row + n[None, :], mask=wide & (k < num_in)[:, None], other=0.0)
-        acc = tl.dot(a, w, acc, input_precision="ieee")
+    r = tl.arange(0, BLOCK_R)
+    real = m < num_rows
+    mixed = merged(partial, tops, totals, m * num_heads + head, real, r, num_chunks, RANK, BLOCK_M, BLOCK_R)
+    inside = (r < RANK)[:, None] & (n < num_out)[None, :]
+    w = tl.load(weight + (head * RANK + r)[:, None] * num_out + n[None, :], mask=inside, other=0.0)
+    out = tl.dot(mixed.to(w.dtype), w, input_precision="ieee")
     offset = (m[:, None] * num_heads + head) * num_out + n[None, :]
-    tl.store(y + offset, acc.to(y.dtype.element_ty), mask=inside & wide)
+    tl.store(y + offset, out.to(y.dtype.element_ty), mask=real[:, None] & (n < num_out)[None, :])
