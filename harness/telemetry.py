@@ -7,9 +7,10 @@ does not report is None, never zero.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from types import TracebackType
 from typing import Any
@@ -88,14 +89,16 @@ class Telemetry:
     """Samples the device in a thread while the block runs.
 
     with Telemetry() as telemetry:
-        work()
-    telemetry.summary()
+        with telemetry.window() as meanwhile:
+            work()
+    meanwhile is what a record says of this part, telemetry.summary() of the whole
     """
 
     def __init__(self, device: int = 0, hz: float = 10.0) -> None:
         self.device, self.period_s = device, 1.0 / hz
         self.available, self.reason = False, "not started"
         self.readings: list[Reading] = []
+        self._look: Callable[[], None] = lambda: None
         self._stop = threading.Event()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="telemetry", daemon=True)
@@ -111,50 +114,80 @@ class Telemetry:
         self._stop.set()
         self._thread.join()
 
-    def summary(self) -> dict[str, Any]:
-        """What goes into the record: ranges, the share of throttled readings, the energy of the block."""
+    @contextmanager
+    def window(self) -> Iterator[dict[str, Any]]:
+        """Gives a summary that is filled in when the block ends; the device is looked at where it begins and ends."""
+        first, found = len(self.readings), dict[str, Any]()
+        self._look()
+        try:
+            yield found
+        finally:
+            self._look()
+            found |= self.summary(first)
+
+    def summary(self, first: int = 0) -> dict[str, Any]:
+        """What goes into the record: ranges, the share of throttled readings, the energy of the block.
+
+        first   reading to begin with
+        """
         if not self.available:
             return {"available": False, "reason": self.reason}
-        kept = [r for r in self.readings if r.throttle is not None]
-        energy = [r.energy_j for r in self.readings if r.energy_j is not None]
+        readings = self.readings[first:]
+        kept = [r for r in readings if r.throttle is not None]
         bits = {bit for r in kept for bit in THROTTLE if (r.throttle or 0) & bit}
+        slowed = sum(any((r.throttle or 0) & bit for bit in THROTTLE) for r in kept)
         return {
             "available": True,
-            "readings": len(self.readings),
-            **{f.name: self._range(f.name) for f in fields(Reading) if f.name in _RANGED},
-            "throttled": sum(any((r.throttle or 0) & bit for bit in THROTTLE) for r in kept) / len(kept)
-            if kept
-            else None,
+            "readings": len(readings),
+            **{name: _range([getattr(r, name) for r in readings]) for name in _RANGED},
+            "throttled": slowed / len(kept) if kept else None,
             "throttle_reasons": [THROTTLE[bit] for bit in sorted(bits)],
-            "energy_j": energy[-1] - energy[0] if len(energy) > 1 else None,
+            "energy_j": _spent(readings),
         }
-
-    def _range(self, name: str) -> dict[str, float] | None:
-        values = [v for v in (getattr(r, name) for r in self.readings) if v is not None]
-        return {"low": min(values), "median": median(values), "high": max(values)} if values else None
 
     def _sample(self) -> None:
         try:
             with nvml():
-                device = handle(self.device)
+                device, start = handle(self.device), time.perf_counter()
+                self._look = lambda: self.readings.append(_reading(device, time.perf_counter() - start))
                 self.available, self.reason = True, ""
-                start = time.perf_counter()
-                while True:
-                    self.readings.append(_look(device, time.perf_counter() - start))
-                    self._ready.set()
-                    if self._stop.wait(self.period_s):
-                        break
-                self.readings.append(_look(device, time.perf_counter() - start))
+                self._look()
+                self._ready.set()
+                while not self._stop.wait(self.period_s):
+                    self._look()
+                self._look()
         except (NoGpu, pynvml.NVMLError) as error:
             self.available, self.reason = False, str(error)
         finally:
+            self._look = lambda: None
             self._ready.set()
+
+
+def is_throttled(summary: Mapping[str, Any]) -> bool:
+    """Whether the device was slower than asked at any look."""
+    return bool(summary.get("throttled"))
+
+
+def _spent(readings: Sequence[Reading]) -> float | None:
+    """Joules between the first reading and the last: the device's own count, else its power over the time."""
+    counted = [r.energy_j for r in readings if r.energy_j is not None]
+    if len(counted) > 1:
+        return counted[-1] - counted[0]
+    power = [(r.at_s, r.power_w) for r in readings if r.power_w is not None]
+    if len(power) < 2:
+        return None
+    return sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(power))
+
+
+def _range(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [v for v in values if v is not None]
+    return {"low": min(known), "median": median(known), "high": max(known)} if known else None
 
 
 _RANGED = ("sm_mhz", "memory_mhz", "power_w", "temperature_c")
 
 
-def _look(device: Any, at_s: float) -> Reading:
+def _reading(device: Any, at_s: float) -> Reading:
     power = ask(pynvml.nvmlDeviceGetPowerUsage, device)
     energy = ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, device)
     return Reading(

@@ -7,19 +7,26 @@ taken, since it favours whoever was sampled more often.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+
+from harness.telemetry import is_throttled
 
 Call = Callable[[], object]
 Clock = Callable[[Call, int, torch.device | str], tuple[float, ...]]
 """seconds of each of so many calls"""
+Watch = Callable[[], AbstractContextManager[dict[str, Any]]]
+"""a look at the device while a visit lasts, as `Telemetry.window` is"""
 
 AGREE = 0.01
 """warm-up is over when three medians in a row lie within this share of each other"""
+TRIES = 3
+"""a visit that was throttled is made again, so often in all; then it stands and is not valid"""
 
 
 class Visit(NamedTuple):
@@ -32,6 +39,15 @@ class Visit(NamedTuple):
     """one number a call"""
     wall: float
     """host time of the whole turn; wall - sum(seconds) is the gap that the host left on a GPU"""
+    about: Mapping[str, Any] = {}
+    """what the watch saw meanwhile"""
+    tries: int = 1
+    valid: bool = True
+    """False: the device was throttled in every try"""
+
+    def telemetry(self, **more: Any) -> dict[str, Any]:
+        """What a record keeps beside the values."""
+        return {"wall_s": self.wall, "valid": self.valid, "tries": self.tries, **self.about, **more}
 
 
 class Timing(NamedTuple):
@@ -71,9 +87,24 @@ def time_calls(call: Call, repeats: int, device: torch.device | str = "cpu") -> 
     return tuple(before.elapsed_time(after) / 1000 for before, after in pairwise(marks))
 
 
+def time_in_turn(
+    calls: Mapping[str, Call], repeats: int, device: torch.device | str = "cpu"
+) -> dict[str, tuple[float, ...]]:
+    """Seconds of each of several calls that follow one another, over and over: the parts of one cycle."""
+    names = [name for _ in range(repeats) for name in calls]
+    waiting = iter(names)
+    seconds = time_calls(lambda: calls[next(waiting)](), len(names), device)
+    return {name: tuple(s for s, whose in zip(seconds, names, strict=True) if whose == name) for name in calls}
+
+
 def own_seconds(call: Call, repeats: int, device: torch.device | str = "cpu") -> tuple[float, ...]:
     """A clock for calls that do more than is timed: each returns the seconds of the part that counts."""
     return tuple(float(call()) for _ in range(repeats))  # type: ignore[arg-type]
+
+
+def told_seconds(call: Call, repeats: int, device: torch.device | str = "cpu") -> tuple[float, ...]:
+    """A clock for calls that time many steps of their own: each returns the seconds of every step."""
+    return tuple(s for _ in range(repeats) for s in call())  # type: ignore[attr-defined]
 
 
 def warm_up(
@@ -102,8 +133,9 @@ def interleave(
     agree: float = AGREE,
     warm_up_s: float = 10.0,
     clock: Clock = time_calls,
+    watch: Watch | None = None,
 ) -> Timing:
-    """Warm every callable up, then visit each twice a block, there and back.
+    """Warm every callable up, then visit each twice a block, there and back; throttled visits are made again.
 
     The samples of one block are made to be paired: `reports.statistics.paired_ratio` takes the median of each block.
     """
@@ -113,10 +145,19 @@ def interleave(
     visits: dict[str, list[Visit]] = {name: [] for name in calls}
     for block in range(blocks):
         for order, name in enumerate(_turns(list(calls), block)):
-            start = now()
-            seconds = clock(calls[name], repeats, device)
-            visits[name].append(Visit(block, order, seconds, now() - start))
+            visits[name].append(_visit(partial(clock, calls[name], repeats, device), block, order, watch))
     return Timing(visits, settled)
+
+
+def _visit(turn: Callable[[], tuple[float, ...]], block: int, order: int, watch: Watch | None) -> Visit:
+    """One turn, made again for as long as the device is throttled meanwhile."""
+    tries, valid = 0, False
+    while not valid and tries < TRIES:
+        start, tries = now(), tries + 1
+        with nullcontext(dict[str, Any]()) if watch is None else watch() as seen:
+            seconds = turn()
+        wall, valid = now() - start, not is_throttled(seen)
+    return Visit(block, order, seconds, wall, seen, tries, valid)
 
 
 def _turns(names: list[str], block: int) -> list[str]:

@@ -16,7 +16,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from harness.checkpoints import CheckpointError
 
@@ -70,7 +69,7 @@ def build(config: Mapping[str, Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         # vectors keep their start (see `randomize`), and some start random
         torch.manual_seed(0)
-        model = _model_class(parsed)._from_config(parsed, dtype=torch.float32)
+        model = class_of(parsed)._from_config(parsed, dtype=torch.float32)
     return _eager_experts(model).eval()
 
 
@@ -91,12 +90,16 @@ def process(settings: Mapping[str, Any], given: Sequence[Any]) -> Mapping[str, A
 
 def dequantize(weight: Tensor, scale: Tensor) -> Tensor:
     """What transformers makes of eight bits with a scale for each block, where no block is cut short."""
+    # imported where it is asked for: it loads torch's compiler, which takes seconds that no other claim needs
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
     made = Fp8Dequantize(None).convert({"weight$": weight, "weight_scale_inv": scale})["weight"]
     assert isinstance(made, Tensor)
     return made
 
 
-def _model_class(config: Any) -> Any:
+def class_of(config: Any) -> Any:
+    """The model class of a parsed config; errors: CheckpointError where transformers has none."""
     for name in config.architectures or ():
         if (found := getattr(transformers, name, None)) is not None:
             return found
@@ -160,7 +163,7 @@ def load(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str 
     # transformers 5.17 inverts the mask of Gemma 4's audio tower in eager attention
     audio = {"audio_config": "sdpa"} if getattr(config, "audio_config", None) is not None else {}
     attention = {"": "eager", **dict.fromkeys(config.sub_configs, "eager"), **audio}
-    model, report = _model_class(config).from_pretrained(
+    model, report = class_of(config).from_pretrained(
         folder, config=config, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from harness.checkpoints import CheckpointError
+from harness.headers import held_file
 
 TOKENIZER = "tokenizer.json"
 
@@ -87,7 +88,12 @@ def encode(prompts: Sequence[Prompt], dataset: str, target: Path, room: int) -> 
         raise CheckpointError(f"{file}: is missing; text becomes token ids by the target's own tokenizer")
     if room < 1:
         raise PromptError(f"{dataset}: no room for a prompt: the answer alone fills the target's positions")
-    tokenizer = Tokenizer.from_file(str(file))
+    try:
+        tokenizer = Tokenizer.from_file(str(held_file(file)))
+    except CheckpointError:
+        raise
+    except Exception as error:  # the library has no narrower one
+        raise CheckpointError(f"{file}: is no tokenizer ({error}); fetch it again") from error
     rows = [torch.tensor(found.ids) for found in tokenizer.encode_batch([prompt.text for prompt in prompts])]
     empty = [prompt.name for prompt, row in zip(prompts, rows, strict=True) if not len(row)]
     if empty:

@@ -1,23 +1,28 @@
-"""`draftproof bench`: acceptance and tokens/s, recorded; never from a pair whose claims are red."""
+"""`draftproof bench`: acceptance, tokens/s and operations, recorded; never from a pair whose claims are red."""
 
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 
 from harness.checkpoints import open_checkpoint
-from harness.record import Recorder
+from harness.record import Recorder, Sample
 from harness.runner import Exit
-from reports.measured import APART
-from suites.benchmarks import acceptance, decode, made, separation
+from reports.statistics import APART
+from suites.benchmarks import ab, acceptance, made, ops, races, separation
+from suites.benchmarks.forced import RATES
+from suites.benchmarks.measure import DRY, Protocol
 from suites.benchmarks.prompts import Encoded, encode, read_prompts
+from suites.benchmarks.shapes import SHAPES, Shape, shallow, small
 from suites.benchmarks.shipped import PROMPTS, ZOO, Located, shipped
 from suites.commands.check import gate, hold_capabilities
 from suites.commands.desk import Answer, Desk, UsageFault
 
+PARTS = ("acceptance", "decode", "ops")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,6 +50,8 @@ class Options:
     big: bool = True
     """also time the random model of 100 M parameters"""
     zoo: Path = ZOO
+    shapes: tuple[str, ...] = ()
+    """whose operations are measured; (): the first one's"""
 
     def __post_init__(self) -> None:
         for name in ("num_prompts", "num_draft_tokens", "blocks", "timed_prompts", "threads"):
@@ -56,17 +63,31 @@ class Options:
             raise UsageFault(f"dtype {unknown[0]!r} is none of {', '.join(DTYPES)}")
         if self.device not in ("cpu", "cuda"):
             raise UsageFault(f"device {self.device!r} is neither cpu nor cuda")
+        if unknown := [name for name in self.shapes if name not in SHAPES]:
+            raise UsageFault(f"shape {unknown[0]!r} is none of {', '.join(SHAPES)}")
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same as a command line."""
+        said = {"--pair": self.pairs, "--dtype": self.dtypes, "--shape": self.shapes}
+        said |= {"--prompts": (self.prompts,) if self.prompts else (), "--zoo": (self.zoo,)}
+        said |= {"--num-prompts": (self.num_prompts,), "--num-tokens": (self.num_tokens,), "--blocks": (self.blocks,)}
+        said |= {"-K": (self.num_draft_tokens,), "--device": (self.device,), "--threads": (self.threads,)}
+        listed = [str(word) for option, values in said.items() for value in values for word in (option, value)]
+        return [*listed, "--big" if self.big else "--no-big"]
 
 
 def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], options: Options, profile: str) -> Answer:
     """Hold the claims, then measure; a red gate ends it with the gate's own code."""
     hold_capabilities(("gpu",) if options.device == "cuda" else ())
-    pairs = chosen(options)
+    pairs = chosen(options) if {"acceptance", "decode"} & {*parts} else []
+    shapes = [SHAPES[name] for name in options.shapes or list(SHAPES)[:1]] if "ops" in parts else []
     # a file that cannot be read is told before minutes of claims
     texts = {pair.name: read(pair, options) for pair in pairs}
     torch.set_num_threads(options.threads)
     recorder = begin()
-    held = gate(desk, recorder, [pair.name for pair in pairs], profile)
+    names = dict.fromkeys([*(pair.name for pair in pairs), *(shape.speculation for shape in shapes)])
+    held = gate(desk, recorder, list(names), profile)
     if held.exit != Exit.PASSED:
         desk.say("nothing was measured: numbers come only from a green gate")
         return held
@@ -75,8 +96,19 @@ def bench(desk: Desk, begin: Callable[[], Recorder], parts: Collection[str], opt
         facts["acceptance"], facts["separation"] = accept(desk, recorder, pairs, texts, options)
     if "decode" in parts:
         facts["decode"] = speeds(desk, recorder, pairs if options.pairs else pairs[:1], texts, options)
+    if "ops" in parts:
+        facts["ops"] = operations(desk, recorder, shapes, options)
     desk.say(f"run {recorder.run_id}: {recorder.path}")
     return Answer(verdict([one["errors"] for one in facts.get("separation", ())]), facts)
+
+
+def against(desk: Desk, revision: str, part: str, options: Options, profile: str, runs: Path, processes: int) -> Answer:
+    """The same bench in processes of both commits, which take turns."""
+    asked = options.arguments
+    # each side reads the weights of its own tree, unless others were asked for
+    if options.zoo == ZOO:
+        del asked[asked.index("--zoo") : asked.index("--zoo") + 2]
+    return ab.race(desk, revision, ["bench", part, *asked, "--profile", profile], runs, processes)
 
 
 def chosen(options: Options) -> list[Located]:
@@ -180,35 +212,35 @@ def speeds(
     """Every shipped pair with real acceptance, then the random one with forced acceptance."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        races = [race_of(pair, texts[pair.name].first(options.timed_prompts).rows, options) for pair in pairs]
+        wanted = [race_of(pair, texts[pair.name].first(options.timed_prompts).rows, options) for pair in pairs]
         if options.big:
             big = race_of(made.make(Path(folder)), made.prompts(1), options)
-            races.append(replace(big, is_forced=True))
-        for race in races:
+            wanted.append(replace(big, is_forced=True))
+        for race in wanted:
             rows = [timed(desk, recorder, replace(race, dtype=DTYPES[name])) for name in options.dtypes]
             show_speeds(desk, rows)
             found += rows
     return found
 
 
-def race_of(pair: Located, rows: tuple[torch.Tensor, ...], options: Options) -> decode.Race:
+def race_of(pair: Located, rows: tuple[torch.Tensor, ...], options: Options) -> races.Race:
     """What the options say about timing."""
-    return decode.Race(
+    return races.Race(
         pair,
         rows,
         device=options.device,
         num_tokens=options.timed_tokens,
-        num_draft_tokens=len(decode.FORCED),
+        num_draft_tokens=len(RATES),
         blocks=options.blocks,
     )
 
 
-def timed(desk: Desk, recorder: Recorder, race: decode.Race) -> dict[str, Any]:
+def timed(desk: Desk, recorder: Recorder, race: races.Race) -> dict[str, Any]:
     """One race, recorded; its summary as plain values."""
     dtype = str(race.dtype).removeprefix("torch.")
     with desk.progress() as progress:
         bar = progress.add_task(f"{race.pair.name} {dtype}", total=None)
-        raced = decode.run(race, lambda: progress.advance(bar))
+        raced = races.run(race, lambda: progress.advance(bar))
     recorder.append(*raced.samples)
     return {
         "pair": race.pair.name,
@@ -221,17 +253,42 @@ def timed(desk: Desk, recorder: Recorder, race: decode.Race) -> dict[str, Any]:
     }
 
 
+def operations(desk: Desk, recorder: Recorder, shapes: Sequence[Shape], options: Options) -> list[dict[str, Any]]:
+    """Every operation of the shapes, at their own sizes on a GPU and small elsewhere."""
+    on_gpu = options.device == "cuda"
+    protocol = replace(Protocol() if on_gpu else DRY, num_blocks=4 * options.blocks)
+    sized = [shallow(shape, ops.LAYERS) if on_gpu else small(shape) for shape in shapes]
+    medians: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    with desk.progress() as progress:
+        bar = progress.add_task("operations", total=None)
+        for sample in ops.measure(sized, protocol, "passed", lambda: progress.advance(bar)):
+            recorder.append(sample)
+            if not isinstance(sample, Sample):
+                continue
+            key = (sample.case.family, sample.case.variant, sample.case.form)
+            medians.setdefault(key, {}).setdefault(sample.metric, []).extend(sample.values)
+    rows = [
+        {"op": op, "sizes": sizes, "form": form, "us": median(of["op_time"]), "bandwidth": median(of["op_bandwidth"])}
+        for (op, sizes, form), of in medians.items()
+        if "op_time" in of
+    ]
+    head = ("operation", "sizes", "form", "us", "of the copy's bandwidth")
+    told = [(r["op"], r["sizes"], r["form"], f"{r['us']:.1f}", f"{r['bandwidth']:.1%}") for r in rows]
+    desk.table("Operations", head, told)
+    return rows
+
+
 def show_speeds(desk: Desk, found: Sequence[dict[str, Any]]) -> None:
     """Real and forced acceptance have a table each."""
-    head = ("dtype", "arm", "tokens/s", f"to {decode.TRANSFORMERS}", "95 % interval", f"to {decode.PLAIN}")
+    head = ("dtype", "arm", "tokens/s", f"to {races.TRANSFORMERS}", "95 % interval", f"to {races.PLAIN}")
     rows = []
     for one in found:
         for arm, speed in one["tokens_per_s"].items():
-            ratio = one["ratios"].get(f"{arm} / {decode.TRANSFORMERS}")
-            own = one["ratios"].get(f"{arm} / {decode.PLAIN}")
+            ratio = one["ratios"].get(f"{arm} / {races.TRANSFORMERS}")
+            own = one["ratios"].get(f"{arm} / {races.PLAIN}")
             told = (f"{ratio[0]:.2f} x", f"{ratio[1]:.2f} to {ratio[2]:.2f}") if ratio else ("1 x", "")
             rows.append((one["dtype"], arm, f"{speed:.1f}", *told, f"{own[0]:.2f} x" if own else ""))
     desk.table(f"{found[0]['pair']}: tokens/s, one sequence, {found[0]['acceptance']} acceptance", head, rows)
     for one in found:
-        width, cost = len(decode.FORCED) + 1, one["verify_in_decode_steps"]
+        width, cost = len(RATES) + 1, one["verify_in_decode_steps"]
         desk.say(f"{one['dtype']}: a verify of {width} rows costs {cost:.2f} decode steps")

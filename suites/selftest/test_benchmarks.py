@@ -20,7 +20,7 @@ from harness.pairs import Speculation
 from harness.planting import Bug, planted
 from harness.record import Recorder, RecordError, read
 from reports.statistics import standard_errors
-from suites.benchmarks import acceptance, decode, separation
+from suites.benchmarks import acceptance, races, separation
 from suites.benchmarks.prompts import Encoded, Prompt, PromptError, encode, read_prompts
 from suites.benchmarks.shipped import Located, shipped
 from suites.draws import LLAMA, PINNED_DRAFT, PINNED_TARGET, folders, random_tokens
@@ -173,14 +173,14 @@ def test_a_separation_rests_on_losses_recorded_by_sequence(pair: Located) -> Non
     assert found[0].errors == pytest.approx(standard_errors(earlier - stated), rel=1e-4)
 
 
-def race(pair: Located, **facts: Any) -> decode.Race:
-    return decode.Race(pair, tuple(TEXTS[:2]), num_tokens=6, blocks=2, warm_up_s=0.0, **facts)
+def race(pair: Located, **facts: Any) -> races.Race:
+    return races.Race(pair, tuple(TEXTS[:2]), num_tokens=6, blocks=2, warm_up_s=0.0, **facts)
 
 
 def test_three_arms_take_turns_over_the_same_text(pair: Located) -> None:
     turns: list[None] = []
 
-    found = decode.run(race(pair), lambda: turns.append(None))
+    found = races.run(race(pair), lambda: turns.append(None))
 
     speeds = [s for s in found.samples if s.metric == "decode"]
     assert {(s.case.impl, s.case.num_draft_tokens) for s in speeds} == {
@@ -196,7 +196,7 @@ def test_three_arms_take_turns_over_the_same_text(pair: Located) -> None:
 
 
 def test_forced_acceptance_is_named_in_its_case_alone(pair: Located) -> None:
-    samples = decode.run(race(pair, is_forced=True)).samples
+    samples = races.run(race(pair, is_forced=True)).samples
 
     drafting = {(s.case.acceptance, s.case.forced_rates) for s in samples if s.case.num_draft_tokens}
     assert drafting == {("forced", (0.730, 0.521, 0.355))}
@@ -207,21 +207,21 @@ def test_a_timed_run_that_says_something_else_ends_the_race(pair: Located) -> No
     def drifts(by_twin: Any) -> Any:
         calls: list[int] = []
 
-        def drifting(*arguments: Any) -> decode.Turn:
+        def drifting(*arguments: Any) -> races.Turn:
             calls.append(0)
             turn = by_twin(*arguments)
             return turn._replace(text=turn.text + len(calls))
 
         return drifting
 
-    bug = Bug("drift", "made up", "suites.benchmarks.decode._by_twin", drifts, "")
-    with planted(bug), pytest.raises(decode.ChangedText, match="while it was timed"):
-        decode.run(race(pair))
+    bug = Bug("drift", "made up", "suites.benchmarks.races._by_twin", drifts, "")
+    with planted(bug), pytest.raises(races.ChangedText, match="while it was timed"):
+        races.run(race(pair))
 
 
 def test_reading_the_prompt_is_not_timed(pair: Located) -> None:
     speculation = pair.open(side="optimized")
-    engine = decode.Clocked(speculation.target.module)
+    engine = races.Clocked(speculation.target.module)
     with timing.stopwatch() as whole:
         engine.generate([TEXTS[0]], 1, 0)
 
