@@ -61,6 +61,27 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """What the first rank holds of one parameter, which no other rank holds more of."""
+
+    parameter: str
+    """of the first of `count` like ones"""
+    count: int
+    split: str
+    """vocab, column, row, heads or replicated"""
+    shapes: Mapping[int, tuple[int, ...] | str]
+    """ranks -> its shape there, or what does not divide"""
+    itemsize: int
+
+    def bytes_at(self, ranks: int) -> int:
+        """Of all like ones on a rank; errors: ShardError where it cannot be split so."""
+        shape = self.shapes[ranks]
+        if isinstance(shape, str):
+            raise ShardError(f"{self.parameter}: {shape}")
+        return self.count * prod(shape) * self.itemsize
+
+
+@dataclass(frozen=True)
 class Account:
     """What a checkpoint holds, all of it."""
 
@@ -73,6 +94,8 @@ class Account:
     splits: Mapping[int, int | str] = field(default_factory=dict)
     """ranks -> bytes that each of them would hold of what is there, or why it cannot be split so"""
     notes: tuple[str, ...] = ()
+    shards: tuple["Shard", ...] = ()
+    """how each parameter is split, those of like layers once"""
 
     def count(self, status: str) -> int:
         return sum(entry.status == status for entry in self.entries)
@@ -124,9 +147,11 @@ def account(path: str | Path, kind: str, headers_only: bool = False, shared_by: 
     faults += _dtypes(checkpoint, todo)
     entries = list(_entries(todo, misfits, getattr(config, "optional", ()), shared_by))
     faults += _map(todo, config) + _tied(todo)
-    splits = _splits(todo, pair, config)
+    shards = _shards(todo, pair, config)
+    splits = _splits(shards)
     faults += [Fault("split", "", text) for ranks, text in splits.items() if ranks == 1 and isinstance(text, str)]
-    return Account(checkpoint.path, pair.name, kind_read, tuple(entries), tuple(faults), size, splits)
+    told = (tuple(entries), tuple(faults), size, splits)
+    return Account(checkpoint.path, pair.name, kind_read, *told, shards=shards)
 
 
 def _names_only(folder: Path, kind: str) -> Account:
@@ -288,8 +313,8 @@ def _tied(todo: Plan) -> list[Fault]:
     return faults
 
 
-def _splits(todo: Plan, pair: Pair, config: Any) -> dict[int, int | str]:
-    """Ranks -> bytes a rank by the plan of the page, or what does not divide."""
+def _shards(todo: Plan, pair: Pair, config: Any) -> tuple[Shard, ...]:
+    """Every parameter by the plan of the page; like ones, which differ in the number of their layer, once."""
     plan, config = pair.page.TP_PLAN, getattr(config, "text", config)
     groups: Counter[tuple[str, str, tuple[int, ...], int]] = Counter()
     example: dict[Any, str] = {}
@@ -300,26 +325,35 @@ def _splits(todo: Plan, pair: Pair, config: Any) -> dict[int, int | str]:
         groups[key] += 1
         example.setdefault(key, ours)
 
-    def share(key: tuple[str, str, tuple[int, ...], int], ranks: int) -> int:
-        pattern, leaf, shape, size = key
-        kind = next((kind for known, kind in plan.items() if fnmatchcase(pattern, known)), "replicated")
+    def held(kind: str, leaf: str, shape: tuple[int, ...], ranks: int) -> tuple[int, ...] | str:
         if kind == "replicated":
-            return prod(shape) * size
+            return shape
         dim = split_dim(kind, torch.empty(shape, device="meta"))
         heads = getattr(config, "kv_heads" if leaf in ("k_proj", "v_proj") else "heads", None)
         heads = heads if isinstance(heads, int) and shape[dim] % heads == 0 else shape[dim]
-        rows = shard_map(kind, shape[dim], ranks, heads=heads if kind == "heads" else None)[0]
-        return len(rows) * (prod(shape) // max(shape[dim], 1)) * size
+        try:
+            rows = shard_map(kind, shape[dim], ranks, heads=heads if kind == "heads" else None)[0]
+        except ShardError as error:
+            return str(error)
+        return (*shape[:dim], len(rows), *shape[dim + 1 :])
 
+    found = []
+    for key, count in groups.items():
+        pattern, leaf, shape, size = key
+        kind = next((kind for known, kind in plan.items() if fnmatchcase(pattern, known)), "replicated")
+        shapes = {ranks: held(kind, leaf, shape, ranks) for ranks in RANKS}
+        found.append(Shard(example[key], count, kind, shapes, size))
+    return tuple(found)
+
+
+def _splits(shards: Sequence[Shard]) -> dict[int, int | str]:
+    """Ranks -> bytes a rank, or what does not divide."""
     found: dict[int, int | str] = {}
     for ranks in RANKS:
-        total, reasons = 0, []
-        for key, count in groups.items():
-            try:
-                total += count * share(key, ranks)
-            except ShardError as error:
-                reasons.append(f"{example[key]}: {error}")
-        found[ranks] = reasons[0] if reasons else total
+        try:
+            found[ranks] = sum(shard.bytes_at(ranks) for shard in shards)
+        except ShardError as error:
+            found[ranks] = str(error)
     return found
 
 

@@ -1,7 +1,7 @@
 """What every engine would make of a draft: loads as intended, refuses, or loads wrongly, and which edit makes it right.
 
 What was meant is a reading too: the strict one of this project, or that of the trainer who wrote the checkpoint
-(`written_by`). Everything here is read from headers and configs; what a wrong reading costs needs `realise`.
+(`written_by`). Everything here is read from headers and configs; what a wrong reading costs is measured in `costs.py`.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.checkpoints import Checkpoint
+from suites.audit.costs import Cost
 from suites.dialects import DIALECTS, DRAFTPROOF, ENGINES
 from suites.formats.effect import Difference, differences
 from suites.formats.places import find
@@ -33,6 +34,8 @@ class Verdict:
     edits: tuple[tuple[str, Any], ...] = ()
     """(dotted key, value) of config.json that make it load as intended; None takes a key away"""
     remedy: str = ""
+    cost: Cost | None = None
+    """where it was measured"""
 
     @property
     def is_silent(self) -> bool:
@@ -57,6 +60,7 @@ class Verdict:
             ],
             "edits": dict(self.edits),
             "remedy": self.remedy,
+            "cost": self.cost.summary() if self.cost else None,
         }  # fmt: skip
 
 
