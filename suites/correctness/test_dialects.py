@@ -48,6 +48,7 @@ def speculators(**flags: Any) -> dict[str, Any]:
     """As speculators saves a config: the body below, its own keys beside it."""
     body = {key: value for key, value in BODY.items() if key not in ("architectures", "draft_vocab_size")}
     own = {"architectures": ["Eagle3DraftModel"], "speculators_model_type": "eagle3", "draft_vocab_size": 97}
+    own |= {"speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": None}}}
     return {**own, "eagle_aux_hidden_state_layer_ids": [2, 4, 5], "transformer_layer_config": body, **flags}
 
 

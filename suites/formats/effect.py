@@ -67,11 +67,10 @@ def _facts(meant: Reading, read: Reading) -> dict[str, tuple[Any, Any]]:
 
 def _parameters(meant: Reading, read: Reading) -> list[tuple[str, Any, Any]]:
     """Tensors that one loads and the other does not."""
-    shared = meant.filled.get("embed_tokens.weight")
     lost = [
-        (f"missing {name}", "loaded", what)
+        (f"missing {name}", meant.filled.get(name, "loaded"), what)
         for name, what in read.filled.items()
-        if name not in meant.filled and not (name == "embed_tokens.weight" and shared)
+        if what != meant.filled.get(name)
     ]
     read_tensors = set(meant.source.values())
     return lost + [(f"dropped {name}", "loaded", "unread") for name in read.dropped if name in read_tensors]

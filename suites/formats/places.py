@@ -14,7 +14,9 @@ from suites.formats.rows import (
     MLA,
     NESTED_LAYOUT,
     NO_HEAD_SIZE,
+    NO_Q_LORA,
     NO_T2D,
+    OTHER_WIDTH,
     QWEN3,
     YARN_MLA,
 )
@@ -49,12 +51,15 @@ def places_of(checkpoint: Checkpoint, pair: Pair, target: str) -> tuple[str, ...
     found = [PLACES[target]] if target in PLACES else []
     found += [NESTED_LAYOUT] if KIND in checkpoint.config else []
     found += [] if "t2d" in checkpoint.headers else [NO_T2D]
+    found += [OTHER_WIDTH] if config.get("target_hidden_size") not in (None, config.get("hidden_size")) else []
     vocab = config.get("vocab_size")
     found += [] if config.get("draft_vocab_size") not in (None, vocab) else [NO_HEAD_SIZE]
     if pair.name == "eagle3_mla":
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else None
-        return (*found, MLA, *([YARN_MLA] if kind == "yarn" else []))
+        found += [YARN_MLA] if kind == "yarn" else []
+        found += [NO_Q_LORA] if config.get("q_lora_rank") is None else []
+        return (*found, MLA)
     is_qwen3 = config.get("model_type") == "qwen3" or "Qwen3" in str(config.get("architectures"))
     return (*found, QWEN3) if is_qwen3 else tuple(found)
 

@@ -24,6 +24,7 @@ from suites.formats.rows import (
     KIND,
     LAST_ID,
     NEEDED,
+    NO_Q_LORA,
     NO_T2D,
     ONCE,
     OWN,
@@ -39,6 +40,9 @@ from suites.shells import wanted_of
 
 DRAFTS = ("eagle3", "eagle3_mla")
 """pairs whose checkpoints the table speaks of"""
+
+NARROWING = (NO_T2D, NO_Q_LORA)
+"""places whose rows take away a tensor that has a parameter"""
 
 EVERYWHERE = ("t2d", "layers.[1-9]*.hidden_norm.weight", "layers.[1-9]*.input_layernorm.weight")
 """parameters that some layouts have and no forward pass reads: neither their presence nor their absence is a fault"""
@@ -153,13 +157,13 @@ class _Reader:
 
     def layout(self) -> Mapping[str, Any]:
         """The config as far as the consumer sees it."""
-        row = self.about("layout")[0]
-        nested = KIND in self.checkpoint.config
-        if nested and row.means == UNREAD:
-            raise self.stop(row, f"{KIND} and the nested transformer_layer_config are unknown to it")
-        if not nested and row.means == NEEDED:
-            raise self.stop(row, f"{KIND} is missing: it reads its own layout alone")
-        if row.means == TRANSLATED and nested:
+        rows, nested = self.about("layout"), KIND in self.checkpoint.config
+        for row in rows:
+            if nested and row.means == UNREAD:
+                raise self.stop(row, f"{KIND} and the nested transformer_layer_config are unknown to it")
+            if row.means == NEEDED and find(self.checkpoint.config, row.key) is None:
+                raise self.stop(row, f"{row.key} is missing: it knows its own layout by this key")
+        if nested and any(row.means == TRANSLATED for row in rows):
             inner, outer = self.checkpoint.config.get("transformer_layer_config") or {}, self.checkpoint.config
             kept = ("draft_vocab_size", "target_hidden_size", "norm_before_residual", "norm_before_fc", "fc_norm",
                     "norm_output", "eagle_aux_hidden_state_layer_ids")  # fmt: skip
@@ -287,7 +291,7 @@ class _Reader:
         for tensor, header in self.checkpoint.headers.items():
             name = self.ours(tensor)
             rule = self.rule("tensor", name)
-            narrowed = rule is not None and rule.where == NO_T2D
+            narrowed = rule is not None and rule.where in NARROWING
             if name in wanted and not narrowed:
                 if header.shape != wanted[name]:
                     what = f"{tensor} is {list(header.shape)}, its place is {list(wanted[name])}"

@@ -24,6 +24,7 @@ MLA, QWEN3, NESTED_LAYOUT = "latent attention", "qwen3 body", "speculators layou
 DEEPSEEK_TARGET, GPT_OSS_TARGET = "deepseek or kimi target", "gpt-oss target"
 GEMMA3_TARGET, GEMMA4_TARGET, IMAGES = "gemma 3 target", "gemma 4 target", "images in the prompt"
 NO_HEAD_SIZE, NO_T2D, YARN_MLA = "no draft_vocab_size", "no t2d in the file", "latent attention with yarn"
+OTHER_WIDTH, NO_Q_LORA = "a draft of another width than its target", "latent attention without q-LoRA"
 
 
 class Row(NamedTuple):
@@ -96,6 +97,7 @@ def tensors(source: str, fact: str, manner: str, means: str, *patterns: str, whe
     return tuple(Row(fact, pattern, "", means, manner, source, where) for pattern in patterns)
 
 
+ROTARY = tuple(f"*rotary_emb.{name}" for name in ("inv_freq", "cos_cached", "sin_cached"))
 MIDLAYER, LAYERS = ("midlayer.", "layers.0."), ("layers.0.", "layers.0.")
 LEGACY = tuple((f"aux_norm_{word}.", f"fc_norm.{i}.") for i, word in enumerate(("low", "mid", "high")))
 BIASES = ("fc_bias", "qkv_bias", "o_bias", "mlp_bias")

@@ -32,10 +32,18 @@ BODY_FACTS = ("layers", "target_hidden", "head_dim", "rope theta", "tied_head", 
 """facts whose key is the same for all: they stay where they stand"""
 
 OUTER = (
-    *("architectures", KIND, "draft_vocab_size", "target_hidden_size", "norm_before_residual", "norm_before_fc"),
-    *("fc_norm", "norm_output", TOP, "torch_dtype", "dtype", "transformers_version"),
+    *("architectures", KIND, "speculators_config", "draft_vocab_size", "target_hidden_size", "norm_before_residual"),
+    *("norm_before_fc", "fc_norm", "norm_output", TOP, "torch_dtype", "dtype", "transformers_version"),
 )
 """keys that stand beside the body in speculators' layout"""
+
+SPECULATORS_CONFIG: dict[str, Any] = {
+    "algorithm": "eagle3",
+    "default_proposal_method": "greedy",
+    "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": 3}],
+    "verifier": {"architectures": [], "name_or_path": None},
+}
+"""as speculators saves a draft whose target it was not told; engines know the layout by this key"""
 
 
 MOST_TOKENS = 2**28
@@ -136,7 +144,7 @@ def _config(
     for key in GOVERNED:
         if key not in kept:
             remove(config, key)
-    nested = book.about("layout", places)[:1] and book.about("layout", places)[0].means == NEEDED
+    nested = any(row.means == NEEDED and row.key == KIND for row in book.about("layout", places))
     for fact in FLAGS:
         row = next((row for row in book.about(fact, places) if row.means == READ), None)
         if row is None or not row.key or fact in BODY_FACTS or (fact == "later_norm" and meant.config.layers == 1):
@@ -196,7 +204,7 @@ def _ids(row: Row, points: tuple[int, ...], num_layers: int, dialect: str) -> tu
 
 def _nest(config: dict[str, Any]) -> dict[str, Any]:
     """speculators' layout: the body under one key, its own facts beside it."""
-    config[KIND] = "eagle3"
+    config |= {KIND: "eagle3", "speculators_config": deepcopy(SPECULATORS_CONFIG)}
     outer = {key: config.pop(key) for key in OUTER if key in config}
     config.pop("eagle_config", None)
     outer["transformer_layer_config"] = dict(sorted(config.items()))
