@@ -55,6 +55,12 @@ class Comparison(NamedTuple):
     """largest difference over the root mean square of what was wanted"""
     budget: float
     """at the worst element"""
+    at_worst: float = 0.0
+    """the difference there"""
+    rms: float = 0.0
+    """of what was wanted"""
+    beyond: int = 0
+    """elements over their budget"""
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,35 @@ def hold(
     dtype       the arithmetic that is judged; None: the coarser of the two tensors'
     nan_equal   a NaN on both sides agrees; otherwise a NaN never passes
     """
+    comparison = _note(weigh(name, got, want, dtype=dtype, depth=depth, width=width, nan_equal=nan_equal))
+    if comparison.used <= 1.0:
+        return comparison
+    worst, (a, b) = comparison.worst, (float(x[comparison.worst]) for x in (got, want))
+    dtype = dtype or _coarser(got.dtype, want.dtype)
+    raise Mismatch(
+        f"{name}: at {list(worst)} got {a:.9g}, wanted {b:.9g}; difference {comparison.at_worst:.3g}, "
+        f"budget {comparison.budget:.3g} ({dtype}, depth {depth}, width {width}, rms {comparison.rms:.3g}); "
+        f"{comparison.used:.3g} times the budget, {comparison.beyond} of {got.numel()} elements beyond it"
+    )
+
+
+def weigh(
+    name: str,
+    got: Tensor,
+    want: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    depth: int,
+    width: int,
+    nan_equal: bool = False,
+) -> Comparison:
+    """How near two results are, without a verdict and without a note in the log; arguments: `hold`."""
     if got.shape != want.shape:
         raise Mismatch(f"{name}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}")
-    dtype = dtype or _coarser(got.dtype, want.dtype)
-    unit = budget(dtype, depth, width, 1.0)
+    unit = budget(dtype or _coarser(got.dtype, want.dtype), depth, width, 1.0)
     a, b = (x.detach().to("cpu", torch.float64) for x in (got, want))
     if a.numel() == 0:
-        return _note(Comparison(name, 0.0, (), 0.0, 0.0, 0.0))
+        return Comparison(name, 0.0, (), 0.0, 0.0, 0.0)
     finite = b[b.isfinite()]
     rms = float(finite.square().mean().sqrt()) if finite.numel() else 0.0
     same = (a == b) | (a.isnan() & b.isnan() if nan_equal else torch.zeros_like(a, dtype=torch.bool))
@@ -111,20 +139,9 @@ def hold(
     share = torch.where(error == 0, 0.0, error / limit)
     at = int(share.argmax())
     worst = tuple(int(i) for i in torch.unravel_index(torch.tensor(at), a.shape))
-    found = float(error.max())
-    comparison = Comparison(
-        name, float(share.flatten()[at]), worst, found, _over(found, rms), float(limit.flatten()[at])
-    )
-    _note(comparison)
-    if comparison.used <= 1.0:
-        return comparison
+    found, used, allowed = float(error.max()), float(share.flatten()[at]), float(limit.flatten()[at])
     beyond = int((share > 1).sum())
-    raise Mismatch(
-        f"{name}: at {list(worst)} got {float(a[worst]):.9g}, wanted {float(b[worst]):.9g}; difference "
-        f"{float(error[worst]):.3g}, budget {comparison.budget:.3g} "
-        f"({dtype}, depth {depth}, width {width}, rms {rms:.3g}); "
-        f"{comparison.used:.3g} times the budget, {beyond} of {a.numel()} elements beyond it"
-    )
+    return Comparison(name, used, worst, found, _over(found, rms), allowed, float(error[worst]), rms, beyond)
 
 
 def bit_equal(name: str, got: Tensor, want: Tensor) -> None:
