@@ -1,6 +1,8 @@
 """The headers of a checkpoint folder: names, shapes and dtypes of every tensor, and not one byte of their data."""
 
 import json
+import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,10 +48,14 @@ class Header:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file; errors: CheckpointError."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        if held_file(file).stat().st_size > MAX_HEADER:
+            raise CheckpointError(f"{file}: {file.stat().st_size} bytes are no {file.name}; fetch the file again")
+        value = _parsed(file.read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: missing; a checkpoint folder needs it") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error}); fetch the file again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: holds a JSON {type(value).__name__}, an object is expected")
@@ -95,7 +101,8 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     """A file named by an index, refused when it leaves the folder."""
     if Path(name).name != name:
         raise CheckpointError(f"{index}: names the file {name!r}, which is not a plain file name beside the index")
-    if not (folder / name).is_file():
+    # a name that no file system takes is as absent as any other
+    if not os.path.isfile(folder / name):
         raise CheckpointError(f"{index}: names the file {name!r}, which is missing; fetch it")
     return folder / name
 
@@ -118,14 +125,14 @@ def _check_index(
 def _read_file_headers(file: Path) -> dict[str, Header]:
     """The header of one safetensors file, checked against the size of the file."""
     try:
-        size = file.stat().st_size
+        size = held_file(file).stat().st_size
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > min(MAX_HEADER, size - 8):
                 raise CheckpointError(
                     f"{file}: cut short or not safetensors (header of {length} bytes in a file of {size})"
                 )
-            entries = json.loads(stream.read(length), object_pairs_hook=_each_once)
+            entries = _parsed(stream.read(length))
     except CheckpointError:
         raise
     except FileNotFoundError as error:
@@ -139,8 +146,8 @@ def _read_file_headers(file: Path) -> dict[str, Header]:
         if name == "__metadata__":
             continue
         try:
-            start, end = (int(n) for n in entry["data_offsets"])
-            shape, dtype = tuple(int(n) for n in entry["shape"]), DTYPES[entry["dtype"]]
+            start, end = map(_whole, entry["data_offsets"])
+            shape, dtype = tuple(map(_whole, entry["shape"])), DTYPES[entry["dtype"]]
             numel = torch.Size(shape).numel()
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{file}: tensor {name!r} has a malformed header ({error!r})") from error
@@ -157,6 +164,40 @@ def _read_file_headers(file: Path) -> dict[str, Header]:
         if start < end:
             raise CheckpointError(f"{file}: tensors {first!r} and {second!r} share bytes; fetch it again")
     return headers
+
+
+def held_file(file: Path) -> Path:
+    """The same file, if it may be read; errors: CheckpointError for a link out of its folder and for what is no file.
+
+    A link into the `blobs` of a Hub cache is none: there `NAME/snapshots/REVISION/config.json` leads to `NAME/blobs/`.
+    """
+    folder, real = Path(os.path.realpath(file.parent)), Path(os.path.realpath(file))
+    blobs = Path(os.path.realpath(folder.parent.parent / "blobs"))
+    is_cached = folder.parent.name == "snapshots" and real.parent == blobs
+    if not real.is_relative_to(folder) and not is_cached:
+        raise CheckpointError(f"{file}: a link to {real}, which is outside the folder; put the file itself here")
+    if real.exists() and not real.is_file():
+        raise CheckpointError(f"{file}: is no file (a folder, a pipe or a device)")
+    return file
+
+
+def _parsed(text: str | bytes) -> Any:
+    """JSON as its standard has it; errors: ValueError, RecursionError."""
+    return json.loads(text, object_pairs_hook=_each_once, parse_constant=_number, parse_float=_number)
+
+
+def _number(word: str) -> float:
+    """A finite number; Python would read NaN and Infinity, which JSON does not have, and make 1e999 infinite."""
+    if not math.isfinite(value := float(word)):
+        raise ValueError(f"{word} is no number")
+    return value
+
+
+def _whole(value: Any) -> int:
+    """A whole number, not what merely stands for one; errors: TypeError."""
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ways to break a checkpoint folder: each takes the folder and changes files in it."""
 
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -96,3 +97,28 @@ def write_key(key: str, value: Any) -> Damage:
         (folder / CONFIG).write_text(json.dumps({**keys, key: value}))
 
     return damage
+
+
+def written_as(key: str, text: str) -> Damage:
+    """Put any text, legal as JSON or not, where the value of a key of config.json stands."""
+
+    def damage(folder: Path) -> None:
+        keys = {**json.loads((folder / CONFIG).read_text()), key: "<here>"}
+        (folder / CONFIG).write_text(json.dumps(keys).replace('"<here>"', text))
+
+    return damage
+
+
+def replaced(file: str, make: Callable[[Path], Any]) -> Damage:
+    """Put something that is no file in the place of one."""
+
+    def damage(folder: Path) -> None:
+        (folder / file).unlink()
+        make(folder / file)
+
+    return damage
+
+
+def pipe(file: str) -> Damage:
+    """A pipe, of which a reader waits for a writer."""
+    return replaced(file, os.mkfifo)

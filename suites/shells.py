@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -14,6 +15,10 @@ from reference.config import ConfigError
 
 LEAST_ROOM = 512
 """modules that are built whatever the file holds: it may lack most of its tensors, and the account says which"""
+MODULES = ("layers", "experts", "aux_states")
+"""what configs count modules by"""
+LARGEST = 2**31
+"""beyond every size and length of a model; two of them still make a number of 64 bits"""
 
 
 @contextmanager
@@ -27,6 +32,38 @@ def without_memory() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+@contextmanager
+def fitting(config: Any, num_tensors: int | None) -> Iterator[None]:
+    """Build what a config asks for; ConfigError before hours and memory go into what no file can hold.
+
+    num_tensors   of the file, which a model of many more modules cannot be meant for
+    """
+    for part in _parts(config):
+        for name in MODULES:
+            count = getattr(part, name, 0) or 0
+            if num_tensors is not None and count > max(num_tensors, LEAST_ROOM):
+                raise ConfigError(f"the config asks for {count} {name}, the file has {num_tensors} tensors")
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if type(value) is int and abs(value) >= LARGEST:
+                raise ConfigError(f"the config says {field.name} {value}; no size of a model is beyond {LARGEST}")
+    try:
+        yield
+    except (RuntimeError, ZeroDivisionError) as error:
+        if isinstance(error, RuntimeError) and "overflow" not in str(error):
+            raise
+        raise ConfigError(f"the config's sizes make a tensor that cannot be: {str(error).splitlines()[0]}") from error
+
+
+def _parts(config: Any) -> Iterator[Any]:
+    """A config and the configs inside it."""
+    yield config
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _parts(value)
 
 
 class _Alike(nn.ModuleList):
@@ -52,11 +89,7 @@ def wanted_of(pair: Pair, config: Any, num_tensors: int | None = None) -> dict[s
 
     num_tensors   of the file, which a model of many more modules cannot be meant for: ConfigError, before it is built
     """
-    for name in ("layers", "experts", "aux_states"):
-        count = getattr(getattr(config, "text", config), name, 0) or 0
-        if num_tensors is not None and count > max(num_tensors, LEAST_ROOM):
-            raise ConfigError(f"the config asks for {count} {name}, the file has {num_tensors} tensors")
-    with without_memory(), patch.object(nn, "ModuleList", _Alike):
+    with fitting(config, num_tensors), without_memory(), patch.object(nn, "ModuleList", _Alike):
         module = pair.reference(config)
     shapes = shapes_of(module)
     # a tied head is the embedding's table
