@@ -109,7 +109,7 @@ def repair(
 ) -> tuple[tuple[tuple[str, Any], ...], str]:
     """(the fewest edits of config.json that suffice, what to do in words)."""
     try:
-        written = write_as(meant, checkpoint, dialect, num_layers, target)
+        written = write_as(meant, checkpoint, dialect, num_layers, target, in_place=True)
     except DialectError as error:
         return (), f"no edit makes it right: {str(error).removeprefix(str(checkpoint.path) + ': ')}"
     edits = changes(checkpoint.config, written.config)

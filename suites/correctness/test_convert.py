@@ -64,6 +64,7 @@ def sayable(draw: st.DrawFn) -> tuple[Drawn, str, str]:
 @example(case=(PLAIN, "specforge", "vllm-v1"), target="llama")
 @example(case=(PLAIN, "safeailab", "speculators"), target="llama")
 @example(case=(PLAIN, "tensorrt-llm", "modelopt"), target="llama")
+@example(case=(PLAIN, "speculators", "vllm-v1"), target="llama")
 @example(case=(PINNED_DRAFT, "sglang", "vllm-v2"), target="deepseek")
 @example(case=(NORMED, "torchspec", "speculators"), target="llama")
 @example(case=(EVERY_FLAG, DRAFTPROOF, DRAFTPROOF), target="llama")

@@ -378,11 +378,13 @@ def test_the_edits_that_are_named_make_it_right(case: Case, tmp_path: Path) -> N
     config = json.loads(json.dumps(checkpoint.config))
     for key, value in verdict.edits:
         remove(config, key)
-        put(config, key, value)
+        if value is not None:
+            put(config, key, value)
     mended = read_as(replace(checkpoint, config=config), case.consumer, LAYERS, case.target)
     assert isinstance(mended, Reading)
     assert (differences(meant, mended) == []) == bool(verdict.edits)
-    assert bool(verdict.edits) == ("no edit" not in verdict.remedy)
+    has_no_word = any(words in case.name for words in ("begin with 1", "a head without a norm"))
+    assert ("no edit" in verdict.remedy) == (not verdict.edits) == has_no_word
 
 
 def test_every_row_of_the_table_is_complete() -> None:

@@ -20,7 +20,22 @@ from suites.dialects import DIALECTS, DRAFTPROOF
 from suites.formats.effect import differences
 from suites.formats.places import find, flat, places_of
 from suites.formats.reading import Reading, Refusal, read_as
-from suites.formats.rows import FIRST_ID, FLAGS, KIND, LAST_ID, NEEDED, NESTED, NO_T2D, NOISE, READ, TOP, Dialect, Row
+from suites.formats.rows import (
+    FIRST_ID,
+    FLAGS,
+    KIND,
+    LAST_ID,
+    NEEDED,
+    NESTED,
+    NESTED_LAYOUT,
+    NO_T2D,
+    NOISE,
+    READ,
+    TOP,
+    TRANSLATED,
+    Dialect,
+    Row,
+)
 
 GOVERNED = (
     *(row.key for dialect in DIALECTS.values() for row in dialect.rows if row.fact in (*FLAGS, "layer ids")),
@@ -65,8 +80,14 @@ class Written:
     """tensors that follow from others and the dialect stores"""
 
 
-def write_as(meant: Reading, checkpoint: Checkpoint, dialect: str, num_layers: int, target: str = "llama") -> Written:
-    """The same draft in a dialect; errors: DialectError naming what its consumer would read otherwise."""
+def write_as(
+    meant: Reading, checkpoint: Checkpoint, dialect: str, num_layers: int,
+    target: str = "llama", in_place: bool = False,
+) -> Written:  # fmt: skip
+    """The same draft in a dialect; errors: DialectError naming what its consumer would read otherwise.
+
+    in_place   a layout of others that the consumer translates is kept; else it is written in its own
+    """
     if checkpoint.blocks is not None:
         raise DialectError(f"{checkpoint.path}: weights in eight bits with scales have no place in EAGLE-3's dialects")
     unknown = [name for name, what in meant.filled.items() if what == NOISE]
@@ -74,7 +95,8 @@ def write_as(meant: Reading, checkpoint: Checkpoint, dialect: str, num_layers: i
         raise DialectError(f"{checkpoint.path}: {unknown[0]!r} is missing: nothing is known of what to write")
     book = DIALECTS[dialect]
     where = places_of(checkpoint, meant.pair, target)
-    places = tuple(p for p in where if p not in (NO_T2D,))
+    kept = in_place and any(row.means == TRANSLATED for row in book.about("layout"))
+    places = tuple(p for p in where if p != NO_T2D and (kept or p != NESTED_LAYOUT))
     tensors, derived = _tensors(meant, checkpoint, book, places)
     said = f"{checkpoint.path}: cannot be written as {dialect}"
     try:
@@ -144,7 +166,8 @@ def _config(
     for key in GOVERNED:
         if key not in kept:
             remove(config, key)
-    nested = any(row.means == NEEDED and row.key == KIND for row in book.about("layout", places))
+    needed = any(row.means == NEEDED and row.key == KIND for row in book.about("layout", places))
+    nested = needed or NESTED_LAYOUT in places
     for fact in FLAGS:
         row = next((row for row in book.about(fact, places) if row.means == READ), None)
         if row is None or not row.key or fact in BODY_FACTS or (fact == "later_norm" and meant.config.layers == 1):
