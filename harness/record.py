@@ -9,46 +9,33 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from harness.audited import Audit as Audit
 from harness.lines import Lines, whole
-from harness.plain import frozen, plain
+from harness.nightly import Bisection as Bisection
+from harness.nightly import Debt as Debt
+from harness.nightly import Probe as Probe
+from harness.nightly import Step as Step
+from harness.observation import STATUSES, hold_among
+from harness.observation import Observation as Observation
+from harness.observation import RecordError as RecordError
+from harness.plain import plain
 from harness.ulid import new_run_id
 
 SCHEMA = "draftproof/1"
 SCHEMA_FILE = Path(__file__).with_name("record.schema.json")
 
 GATES = ("passed", "failed", "not_run")
-STATUSES = ("passed", "failed", "skipped", "error")
 VERDICTS = ("SAME", "BETTER", "WORSE", "UNCLEAR", "INVALID")
 BETTER = ("up", "down", "none")
 ACCEPTANCES = ("real", "forced", "oracle")
 ABOVE_ZERO = ("s", "ms", "us", "tokens/s")
 """units of which nothing can be zero"""
-
-
-class RecordError(ValueError):
-    """An observation that must not exist, or a file that is not a record."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """What every line has; `run` is filled in by the Recorder."""
-
-    run: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """fields of the line that this version does not know"""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            object.__setattr__(self, f.name, frozen(getattr(self, f.name)))
-        self.hold()
-
-    def hold(self) -> None:
-        """Raise RecordError if this observation must not exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +85,15 @@ class Case(Observation):
     weights_sha256: str = ""
     config_sha256: str = ""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Twelve hex digits of everything above: the same case has the same id in every run."""
         facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("run", "extra")}
         return sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
     def hold(self) -> None:
-        _among("gate", self.gate, GATES)
-        _among("acceptance", self.acceptance, ACCEPTANCES)
+        hold_among("gate", self.gate, GATES)
+        hold_among("acceptance", self.acceptance, ACCEPTANCES)
         forced = self.num_draft_tokens if self.acceptance == "forced" else 0
         if len(self.forced_rates) != forced or (self.acceptance == "forced" and not forced):
             raise RecordError(
@@ -133,7 +120,7 @@ class Check(Observation):
     reason: str = ""
 
     def hold(self) -> None:
-        _among("status", self.status, STATUSES)
+        hold_among("status", self.status, STATUSES)
         if self.used is not None and math.isnan(self.used):
             object.__setattr__(self, "used", math.inf)
         if self.used is not None and self.used < 0:
@@ -162,7 +149,7 @@ class Sample(Observation):
 
     def hold(self) -> None:
         _needs_green(self.case)
-        _among("better", self.better, BETTER)
+        hold_among("better", self.better, BETTER)
         if not self.values or not all(math.isfinite(v) for v in self.values):
             raise RecordError(f"{self.metric}: values must be finite and at least one, got {self.values[:4]}")
         if self.unit in ABOVE_ZERO and min(self.values) <= 0:
@@ -238,8 +225,8 @@ class Verdict(Observation):
     reasons: tuple[str, ...] = ()
 
     def hold(self) -> None:
-        _among("verdict", self.verdict, VERDICTS)
-        _among("better", self.better, BETTER)
+        hold_among("verdict", self.verdict, VERDICTS)
+        hold_among("better", self.better, BETTER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +248,7 @@ class Certificate(Observation):
     reasons: tuple[str, ...] = ()
 
     def hold(self) -> None:
-        _among("status", self.status, STATUSES)
+        hold_among("status", self.status, STATUSES)
 
 
 TYPES: dict[str, type[Observation]] = {
@@ -273,6 +260,11 @@ TYPES: dict[str, type[Observation]] = {
     "planted": Planted,
     "verdict": Verdict,
     "certificate": Certificate,
+    "bisection": Bisection,
+    "probe": Probe,
+    "step": Step,
+    "debt": Debt,
+    "audit": Audit,
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
 
@@ -385,11 +377,6 @@ def _built(where: str, cls: type[Observation], facts: dict[str, Any]) -> Observa
         return cls(**{k: v for k, v in facts.items() if k in known}, extra=extra)
     except (TypeError, ValueError) as error:
         raise RecordError(f"{where}: {error}") from error
-
-
-def _among(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise RecordError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
 
 
 def _needs_green(case: Case) -> None:

@@ -1,25 +1,75 @@
-"""One HTML file from records: opens anywhere, asks no network, and is the same bytes for the same records."""
+"""One HTML file from records: opens anywhere, asks no network, and is the same bytes for the same records.
 
+The page is the verdict and then the sections below, in the order in which a reader needs them. A section is one file
+of `reports/sections` that turns records into plain facts and drawings, and one template that shows them.
+"""
+
+import os
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from harness.record import Run
-from reports import findings, measured
+from reports.newest import newest
+from reports.sections import (
+    acceptance,
+    audit,
+    bisect,
+    claims,
+    clocks,
+    compared,
+    cost,
+    failures,
+    history,
+    kernels,
+    ledger,
+    planted,
+    prompts,
+    provenance,
+    rig,
+    separation,
+    shards,
+    speed,
+    verdict,
+)
+from reports.sections.comparable import warnings
 from reports.store import Records, gather
 
 TEMPLATES = Path(__file__).with_name("templates")
-SHOWN = 50
-"""failures that get a card; the others are counted"""
+SECTIONS = (
+    ledger,
+    rig,
+    claims,
+    failures,
+    planted,
+    audit,
+    acceptance,
+    prompts,
+    separation,
+    compared,
+    speed,
+    cost,
+    kernels,
+    shards,
+    history,
+    clocks,
+    bisect,
+    provenance,
+)
 
 
 def render(paths: list[str | Path] | str | Path, out: str | Path) -> Path:
-    """Write the page of record files or folders; several runs are read as one evening's work."""
-    records = gather(*([paths] if isinstance(paths, (str, Path)) else paths))
+    """Write the page of record files or folders; several runs are read as one state, see `newest`."""
+    return write(html(gather(*([paths] if isinstance(paths, (str, Path)) else paths))), out)
+
+
+def write(text: str, out: str | Path) -> Path:
+    """A whole file or none: a reader that comes meanwhile sees the one before."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html(records), encoding="utf-8")
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, out)
     return out
 
 
@@ -32,47 +82,9 @@ def html(records: Records) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    failed = findings.failures(records)
+    now = newest(records)
+    sections = [section for module in SECTIONS if (section := module.build(now, records)) is not None]
+    shown = [(s, Markup(environment.get_template(s.template).render(s.facts))) for s in sections]
     return environment.get_template("page.html").render(
-        headline=findings.headline(records),
-        ledger=findings.ledger(records),
-        rig=findings.rig(records),
-        table=findings.table(records),
-        tests=findings.table(records, findings.sentence_of),
-        failures=failed[:SHOWN],
-        unshown=len(failed[SHOWN:]),
-        score=findings.score(records),
-        share=findings.share,
-        place_of=findings.place_of,
-        acceptance=measured.acceptance(records),
-        positions=measured.positions(records),
-        separation=measured.separation(records),
-        speeds=measured.speeds(records),
-        verdicts=records.verdicts,
-        runs=[_provenance(run) for run in records.runs],
-        cases=sorted({(c.id, c.run): c for c in records.cases}.values(), key=lambda c: (c.pair, c.run, c.id)),
+        headline=verdict.headline(now), sections=shown, warnings=warnings(records)
     )
-
-
-def _provenance(run: Run) -> dict[str, Any]:
-    """What is needed to do a run again."""
-    env = run.environment
-    source = env.get("source", {})
-    return {
-        "run": run.run,
-        "facts": [
-            ("started", run.started),
-            ("command", " ".join(run.argv) or "not recorded"),
-            ("profile", run.profile or "not recorded"),
-            ("commit", source.get("commit") or source.get("reason") or "not recorded"),
-            ("diff sha256", source.get("diff_sha256") or "none"),
-            ("system", env.get("system", "not recorded")),
-            ("seeds", _pairs(env.get("seeds", {}))),
-            ("environment", _pairs(env.get("env", {}))),
-            ("compared with", run.parent or "no other run"),
-        ],
-    }
-
-
-def _pairs(facts: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in facts.items()) or "none recorded"

@@ -217,7 +217,11 @@ def _verdict(one: Judged, sides: tuple[tuple[str, ...], ...]) -> Verdict:
         method=ANSWERED if s.arms is not None else TIMED,
         sides=sides,
         reasons=one.reasons,
-        extra={"units": e.units, "on_worse": s.gate.on_worse} if e is not None else {"on_worse": s.gate.on_worse},
+        extra={
+            "on_worse": s.gate.on_worse,
+            "min_effect": s.gate.min_effect,
+            **({} if e is None else {"units": e.units}),
+        },
     )
 
 

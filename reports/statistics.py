@@ -50,6 +50,8 @@ class Arm(NamedTuple):
     """prompt -> accepted drafts of each complete verify step"""
 
 
+APART = 3.0
+"""standard errors from which two capture points count as told apart"""
 NOTHING = Interval(np.nan, np.nan, np.nan, 0)
 
 

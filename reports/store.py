@@ -16,14 +16,19 @@ import pandas as pd
 from harness.record import (
     TYPES,
     Accept,
+    Audit,
+    Bisection,
     Case,
     Certificate,
     Check,
+    Debt,
     Observation,
     Planted,
+    Probe,
     RecordError,
     Run,
     Sample,
+    Step,
     Verdict,
     parse,
     read,
@@ -32,13 +37,16 @@ from harness.record import (
 Frames = dict[str, pd.DataFrame]
 
 NESTED = ("extra", "argv", "environment", "forced_rates", "capture_points", "worst", "values", "telemetry", "accepted",
-          "sides", "reasons", "compared")  # fmt: skip
+          "sides", "reasons", "compared", "candidates", "parents", "posterior", "culprits", "error_rates",
+          "records", "runs", "facts")  # fmt: skip
 """columns whose cells are no single number or word"""
+MAPPINGS = ("extra", "environment", "telemetry", "facts")
+"""those whose cells are mappings, which keep their lists"""
 OF_CASE = (Sample, Accept)
 
 
 class Records(NamedTuple):
-    """Observations by type, each in the order of the lines."""
+    """Observations by type, in the order of TYPES; each in the order of the lines."""
 
     runs: list[Run]
     cases: list[Case]
@@ -48,6 +56,11 @@ class Records(NamedTuple):
     planted: list[Planted]
     verdicts: list[Verdict]
     certificates: list[Certificate]
+    bisections: list[Bisection]
+    probes: list[Probe]
+    steps: list[Step]
+    debts: list[Debt]
+    audits: list[Audit]
 
 
 def gather(*places: str | Path) -> Records:
@@ -55,7 +68,7 @@ def gather(*places: str | Path) -> Records:
     found: dict[type[Observation], list[Any]] = {cls: [] for cls in TYPES.values()}
     for observation in stream(*places):
         found[type(observation)].append(observation)
-    return Records(*(found[cls] for cls in (Run, Case, Check, Sample, Accept, Planted, Verdict, Certificate)))
+    return Records(*found.values())
 
 
 def load(*places: str | Path) -> Frames:
@@ -146,9 +159,7 @@ def _dumped(value: Any) -> str:
 
 def _loaded(column: str) -> Callable[[str], Any]:
     """JSON has no tuples; records have no lists."""
-    return lambda text: (
-        _tuples(json.loads(text)) if column not in ("extra", "environment", "telemetry") else (json.loads(text))
-    )
+    return lambda text: json.loads(text) if column in MAPPINGS else _tuples(json.loads(text))
 
 
 def _tuples(value: Any) -> Any:

@@ -71,8 +71,9 @@ def test_help_names_every_command_and_no_other(capsys: pytest.CaptureFixture[str
 
     listed = capsys.readouterr().out.partition("Commands:")[2].splitlines()
     names = [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "]
-    assert names == ["demo", "list", "check", "audit", "convert", "bench", "report", "compare", "history", "planted",
-                     "doctor", "zoo", "baseline"]  # fmt: skip
+    assert names == ["demo", "list", "check", "audit", "convert", "bench", "probe", "report", "compare", "history",
+                     "planted", "doctor", "nightly", "zoo", "baseline", "bisect", "explain", "replay",
+                     "engine"]  # fmt: skip
 
 
 def test_outside_a_checkout_it_says_so_in_one_line(tmp_path: Path) -> None:
@@ -147,9 +148,10 @@ def test_what_cannot_be_opened_is_one_line_and_makes_no_run(
 ZOO_PAIR = ("--target", str(cli.ZOO / "llama"), "--draft", str(cli.ZOO / "llama-eagle3"))
 
 
-def test_an_audit_judges_the_engines_that_it_is_asked_about(capsys: pytest.CaptureFixture[str]) -> None:
-    code, found = said(capsys, "audit", *ZOO_PAIR, "--engine", "sglang")
-    other, wrong = said(capsys, "audit", *ZOO_PAIR, "--engine", "vllm-v1", "--headers-only")
+def test_an_audit_judges_the_engines_that_it_is_asked_about(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    runs = ("--runs", str(tmp_path))
+    code, found = said(capsys, "audit", *ZOO_PAIR, "--engine", "sglang", "--no-identify", *runs)
+    other, wrong = said(capsys, "audit", *ZOO_PAIR, "--engine", "vllm-v1", "--headers-only", *runs)
 
     assert (code, found["faults"]) == (0, [])
     assert {entry["status"] for entry in found["accounting"]["draft"]["tensors"]} == {"loaded", "shared"}
@@ -163,7 +165,8 @@ def test_a_conversion_ends_in_a_draft_or_in_a_refusal(capsys: pytest.CaptureFixt
     source, out = str(cli.ZOO / "llama-eagle3"), str(tmp_path / "out")
 
     assert said(capsys, "convert", source, out, *ways, "vllm-v1")[0] == 0
-    assert said(capsys, "audit", *ZOO_PAIR[:3], out, "--written-by", "vllm-v1", "--engine", "vllm-v1")[0] == 0
+    again = ["--written-by", "vllm-v1", "--engine", "vllm-v1", "--no-identify", "--runs", str(tmp_path / "runs")]
+    assert said(capsys, "audit", *ZOO_PAIR[:3], out, *again)[0] == 0
     assert said(capsys, "convert", source, out, *ways, "vllm-v1")[0] == 2
     for dialect in ("safeailab", "nosuch"):
         code, found = said(capsys, "convert", source, str(tmp_path / dialect), *ways, dialect)

@@ -4,167 +4,23 @@ All numbers below are made up for these tests.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from harness.record import Accept, Case, Check, Observation, Planted, Recorder, Run, Sample, Verdict
-from reports import findings, measured, store
-from reports.page import render
+from harness.record import Accept, Case, Check, Observation, Run, Sample, Verdict
+from reports import statistics
+from reports.panels import place_of, sentence_of
+from reports.sections import acceptance, claims, separation, speed, verdict
+from suites.selftest.made_up import START, Elements, accepts, checks, everything, page, planted, records, samples
 
 pytestmark = pytest.mark.correctness
-
-RUN_ID = "01TESTDATA0000000000000000"
-NO_GPU = {"available": False, "reason": "no NVIDIA driver", "driver": None, "devices": []}
-ENVIRONMENT = {
-    "source": {"commit": "0123456789abcdef" * 2 + "01234567", "dirty": True, "diff_sha256": "ab" * 32, "reason": ""},
-    "versions": {"python": "3.12.1", "torch": "0.0-test", "triton": None, "numpy": "2.0"},
-    "system": "made-up system",
-    "cpu": {"name": "Made-up CPU", "cores": 2, "torch_threads": 1},
-    "gpu": NO_GPU,
-    "seeds": {"prompts": 0},
-    "env": {"OMP_NUM_THREADS": "1"},
-}
-PAIRS = ("eagle3-llama", "eagle3-mla", "mtp-qwen3-moe", "gemma4-assistant")
-CLAIMS = (
-    "reference agrees with transformers",
-    "shards join to the whole",
-    "capture points",
-    "greedy text is unchanged",
-    "twin agrees with reference",
-    "CUDA graph replays the eager step",
-)
-START = Run(started="2026-01-02T03:04:05Z", version="0.1.0", argv=("draftproof", "demo"), environment=ENVIRONMENT)
-
-
-def checks(failing: bool = True) -> list[Check]:
-    rng, found = np.random.default_rng(0), []
-    for claim in CLAIMS:
-        for pair in PAIRS:
-            if "graph" in claim:
-                found.append(Check(claim=claim, pair=pair, status="skipped", reason="no GPU"))
-            elif not (claim == "capture points" and pair.startswith(("mtp", "gemma4"))):
-                used = None if claim.startswith(("shards", "greedy")) else float(rng.uniform(0.02, 0.9))
-                found.append(Check(claim=claim, pair=pair, status="passed", used=used, seed=1))
-    if failing:
-        found.append(
-            Check(
-                claim="twin agrees with reference", pair="eagle3-mla", status="failed", used=3.4, seed=17,
-                worst=("logits", (0, 5, 131)), reason='3.1e-2 over a budget of 9.1e-3 <script>alert("x")</script>',
-                replay="draftproof replay counterexamples/twin-eagle3-mla-17.json",
-            )
-        )  # fmt: skip
-    return found
-
-
-def accepts(pair: str, rate: float, temperature: float = 0.0, variant: str = "", prompts: int = 24) -> list[Accept]:
-    rng = np.random.default_rng(7)
-    points = {"": (2, 4, 5), "layer ids + 1": (3, 5, 6), "layer ids - 1": (1, 3, 4)}
-    case = Case(
-        pair=pair, gate="passed", method="eagle3", form="aten", dtype="float32", device="cpu", num_draft_tokens=4,
-        temperature=temperature, variant=variant, capture_points=points.get(variant, (8, 8, 8)),
-    )  # fmt: skip
-    found = []
-    for i in range(prompts):
-        own = rng.beta(9 * rate, 9 * (1 - rate))
-        steps = np.cumprod(rng.random((256, 4)) < own, axis=-1).sum(-1)
-        kept = tuple(steps[: np.searchsorted(1 + np.cumsum(steps + 1), 256) + 1].tolist())
-        found.append(
-            Accept(
-                case=case, prompt=f"prompt-{i}", dataset="made-up", num_draft_tokens=4, accepted=kept,
-                emitted=256, truncated=True, stop="length",
-            )
-        )  # fmt: skip
-    return found
-
-
-def samples() -> list[Sample]:
-    rng, found = np.random.default_rng(1), []
-    speeds = {("transformers", 0): 21.0, ("optimized", 0): 55.0, ("optimized", 4): 128.0}
-    for (impl, drafts), speed in speeds.items():
-        case = Case(
-            pair="eagle3-llama", gate="passed", impl=impl, dtype="float32", device="cpu", num_draft_tokens=drafts
-        )
-        for block in range(20):
-            values = speed * np.exp(rng.normal(0, 0.02, 4) + 0.03 * np.sin(block))
-            found.append(
-                Sample(case=case, metric="decode", unit="tokens/s", better="up", values=tuple(values), block=block)
-            )
-        for metric, ms in {"draft": 6.0, "verify": 18.0, "accept": 0.7, "cycle": 25.1}.items() if drafts else ():
-            found.append(
-                Sample(case=case, metric=metric, unit="ms", better="down", values=tuple(ms * rng.normal(1, 0.01, 9)))
-            )
-    return found
-
-
-def planted() -> list[Planted]:
-    bugs = [
-        ("layer ids + 1", "SGLang #25454", "capture points"),
-        ("ceil(V/W) rows a shard", "SGLang #23976", "shards join to the whole"),
-        ("bonus token counted twice", "seeded", "acceptance length"),
-    ]
-    found = [Planted(bug=b, origin=o, claim=c, caught=True, caught_by=c, duration_s=0.4) for b, o, c in bugs]
-    return [
-        *found,
-        Planted(bug="softmax in float64", origin="harmless", claim="every claim", caught=False, harmless=True),
-    ]
-
-
-def everything() -> list[Observation]:
-    readings = {"layer ids + 1": 0.55, "layer ids - 1": 0.48, "last layer for all": 0.3}
-    return [
-        START,
-        *checks(),
-        *accepts("eagle3-llama", 0.72),
-        *accepts("eagle3-llama", 0.6, temperature=1.0),
-        *accepts("mtp-qwen3-moe", 0.5),
-        *(a for variant, rate in readings.items() for a in accepts("eagle3-llama", rate, variant=variant)),
-        *samples(),
-        *planted(),
-        Case(pair="eagle3-mla", gate="failed", num_draft_tokens=4),
-        Verdict(metric="decode", verdict="SAME", pair="eagle3-llama", effect=1.004, low=0.99, high=1.02, p=0.6,
-                reasons=("inside 2 %",)),
-    ]  # fmt: skip
-
-
-def page(folder: Path, observations: Sequence[Observation], name: str = "page.html") -> str:
-    path = folder / "run.jsonl"
-    path.unlink(missing_ok=True)
-    with Recorder(path, RUN_ID) as recorder:
-        recorder.append(*observations)
-    return render([path], folder / name).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(tmp_path_factory.mktemp("page"), everything())
-
-
-class Elements(HTMLParser):
-    """Every tag with its attributes, ids counted, and tags that were left open."""
-
-    VOID = ("meta", "link", "br", "img", "path", "use", "rect")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert tag in self.VOID or self.open.pop() == tag
 
 
 def test_the_page_asks_no_network_and_is_small(full: str) -> None:
@@ -195,7 +51,7 @@ def test_tags_close_ids_are_unique_and_links_arrive(full: str) -> None:
 def test_every_plot_has_words_instead_of_itself(full: str) -> None:
     plots = [attributes for tag, attributes in Elements(full).found if tag == "svg"]
 
-    assert len(plots) == 8
+    assert len(plots) == 9
     assert all(p["role"] == "img" and len(p["aria-label"] or "") > 40 for p in plots)
 
 
@@ -211,11 +67,34 @@ def test_light_dark_print_and_phone_are_thought_of(full: str) -> None:
         assert query in full
 
 
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG 2 defines it."""
+    lights = []
+    for color in (one, other):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(lights) / min(lights)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_and_marks_stand_out_in_light_and_dark(full: str, scheme: int) -> None:
+    roots = re.findall(r":root \{(.*?)\}", full, flags=re.DOTALL)
+    colors = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", roots[scheme]))
+
+    for under in ("page", "sheet"):
+        for word in ("ink", "muted", "link", "good", "bad", "unsure"):
+            assert contrast(colors[word], colors[under]) >= 4.5, (word, under)
+        for number in range(1, 7):
+            assert contrast(colors[f"series-{number}"], colors[under]) >= 3, (number, under)
+
+
 def test_sections_come_in_the_order_of_need(full: str) -> None:
     sections = [a["id"] for tag, a in Elements(full).found if tag == "section"]
 
     assert sections == [
-        "verdict", "ledger", "rig", "claims", "failures", "planted", "acceptance", "separation", "speed", "provenance",
+        "verdict", "ledger", "rig", "claims", "failures", "planted", "acceptance", "separation",
+        "compared", "speed", "provenance",
     ]  # fmt: skip
 
 
@@ -245,11 +124,6 @@ def test_an_empty_run_measures_nothing_and_says_so(tmp_path: Path) -> None:
     assert "<svg" not in text
 
 
-def records(tmp_path: Path, observations: Sequence[Observation]) -> store.Records:
-    page(tmp_path, observations)
-    return store.gather(tmp_path / "run.jsonl")
-
-
 @pytest.mark.parametrize(
     ("more", "tone", "words"),
     [
@@ -269,21 +143,21 @@ def records(tmp_path: Path, observations: Sequence[Observation]) -> store.Record
 def test_the_first_sentence_is_the_gravest_finding(
     tmp_path: Path, more: list[Observation], tone: str, words: str
 ) -> None:
-    found = findings.headline(records(tmp_path, [START, *checks(failing=False), *more]))
+    found = verdict.headline(records(tmp_path, [START, *checks(failing=False), *more]))
 
     assert found.tone == tone
     assert words in found.sentence
 
 
 def test_speed_is_a_ratio_to_transformers_of_the_same_run(tmp_path: Path) -> None:
-    (real,) = measured.speeds(records(tmp_path, samples()))
+    (real,) = speed.speeds(records(tmp_path, samples()))
     rows = {row[0]: row[2] for row in real.rows}
 
     ratios = [float(text.split()[0]) for text in rows.values()]
     assert ratios == pytest.approx([1, 55 / 21, 128 / 21], rel=0.02)
 
     alone = [s for s in samples() if s.case.impl != "transformers"]
-    (real,) = measured.speeds(records(tmp_path, alone))
+    (real,) = speed.speeds(records(tmp_path, alone))
     assert {row[2] for row in real.rows} == {"no baseline"}
 
 
@@ -298,7 +172,7 @@ def test_ways_of_accepting_share_no_table_and_no_plot(tmp_path: Path) -> None:
 
     found = records(tmp_path, [*samples(), *chosen])
 
-    sections = measured.speeds(found)
+    sections = speed.speeds(found)
     assert [s.title for s in sections] == ["Real acceptance", "Forced acceptance", "Oracle draft"]
     assert [s.rows[:2] for s in sections] == [sections[0].rows[:2]] * 3
     speeds = [float(s.rows[2][1]) for s in sections]
@@ -317,16 +191,16 @@ def test_cases_of_one_test_stand_in_the_row_of_their_claim(tmp_path: Path) -> No
 
     found = records(tmp_path, folded)
 
-    ((claim, (cell,)),) = findings.table(found).rows
+    ((claim, (cell,)),) = claims.table(found).rows
     assert (claim, cell.text, cell.more) == ("layer ids", "20 %", "3 checks")
-    assert [row[0] for row in findings.table(found, findings.sentence_of).rows] == ["layer ids: a b", "layer ids: e"]
-    assert findings.place_of(folded[0].claim) == "layer ids: a b [c-1]"
+    assert [row[0] for row in claims.table(found, sentence_of).rows] == ["layer ids: a b", "layer ids: e"]
+    assert place_of(folded[0].claim) == "layer ids: a b [c-1]"
 
 
 def test_a_data_set_has_its_own_length(tmp_path: Path) -> None:
     mixed = [replace(a, dataset=name) for name in ("made-up", "other") for a in accepts("p", 0.7, prompts=3)]
 
-    rows = measured.acceptance(records(tmp_path, mixed)).rows
+    rows = acceptance.acceptance(records(tmp_path, mixed)).rows
 
     assert [row[0] for row in rows] == ["p, greedy, made-up", "p, greedy, other"]
 
@@ -351,7 +225,7 @@ def test_rates_are_told_with_and_without_the_condition(tmp_path: Path) -> None:
     case = Case(pair="p", gate="passed", num_draft_tokens=2)
     one = Accept(case=case, prompt="a", dataset="d", num_draft_tokens=2, accepted=(2, 1, 0, 1), emitted=9)
 
-    rows = measured.positions(records(tmp_path, [one])).rows
+    rows = acceptance.positions(records(tmp_path, [one])).rows
 
     assert rows == (("p, greedy", "75.0% / 75.0%", "25.0% / 33.3%"),)
 
@@ -368,27 +242,27 @@ def test_readings_are_compared_by_length_and_by_loss(tmp_path: Path) -> None:
     ]
     lengths = [*accepts("p", 0.6), *accepts("p", 0.3, variant="last layer for all")]
 
-    by_length, by_loss = measured.separation(records(tmp_path, [*loss, *lengths])).rows
+    by_length, by_loss = separation.separation(records(tmp_path, [*loss, *lengths])).rows
 
     # differences of the means over steps: 0.25, 0.5, 0.75
     assert by_loss[:3] == ("-1", "1", "+0.500 nats")
     assert float(by_loss[4]) == pytest.approx(0.5 / (0.25 / 3**0.5), abs=0.05)
     assert by_length[:2] == ("last layer for all", "8, 8, 8")
     assert by_length[2].endswith("tokens")
-    assert float(by_length[4]) > measured.APART
+    assert float(by_length[4]) > statistics.APART
 
 
 def test_plain_decoding_has_no_acceptance_length(tmp_path: Path) -> None:
     case = Case(pair="p", gate="passed")
     plain = [Accept(case=case, prompt="a", dataset="d", num_draft_tokens=0, accepted=(0, 0), emitted=3)]
 
-    assert "no complete verify step" in measured.acceptance(records(tmp_path, plain)).missing
+    assert "no complete verify step" in acceptance.acceptance(records(tmp_path, plain)).missing
 
 
 def test_many_arms_are_spread_over_several_plots(tmp_path: Path) -> None:
     many = [a for i in range(8) for a in accepts(f"pair-{i}", 0.6, prompts=3)]
 
-    plots = measured.acceptance(records(tmp_path, many)).plots
+    plots = acceptance.acceptance(records(tmp_path, many)).plots
 
     assert [p.title for p in plots[1::3]] == [
         "How far drafts survive, part 1 of 2",

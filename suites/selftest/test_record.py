@@ -19,15 +19,20 @@ from harness.record import (
     SCHEMA_FILE,
     TYPES,
     Accept,
+    Audit,
+    Bisection,
     Case,
     Certificate,
     Check,
+    Debt,
     Observation,
     Planted,
+    Probe,
     Recorder,
     RecordError,
     Run,
     Sample,
+    Step,
     Verdict,
     new_run_id,
     read,
@@ -37,6 +42,7 @@ from reports.store import load
 
 pytestmark = pytest.mark.correctness
 
+SEARCH = {"kind": "commits", "question": "q", "good": "a", "bad": "c", "candidates": (("b", ""), ("c", ""))}
 CASE = Case(pair="eagle3-llama", gate="passed", num_draft_tokens=3, capture_points=(2, 4, 5))
 
 
@@ -52,6 +58,25 @@ def every_type() -> list[Observation]:
         Planted(bug="ceil shard", origin="SGLang #23976", claim="sharding", caught=True, caught_by="sharding"),
         Verdict(metric="decode", verdict="SAME", effect=1.0, low=0.99, high=1.01, p=0.4, reasons=("inside 2 %",)),
         Certificate(family="speed", status="passed", compared=("a",), metrics=9, processes=8, needed=8, visible=0.1),
+        Bisection(
+            kind="commits",
+            question="claim weights",
+            good="a1",
+            bad="c3",
+            candidates=(("b2", "Pack"), ("c3", "Split")),
+            status="found",
+            posterior=(0.01, 0.97),
+            unchanged=0.01,
+            already=0.01,
+            culprits=("c3",),
+            confidence=0.97,
+            num_probes=5,
+            error_rates=(0.05, 0.1),
+        ),
+        Probe(candidate="b2", answer="untestable", reason="the claim is not in this commit", records=("R",)),
+        Step(name="doctor", status="skipped", exit=6, reason="no GPU", duration_s=0.5, runs=("R",)),
+        Audit(target="t", draft="d", pair="eagle3", outcome="failed", facts={"faults": ["engines"]}),
+        Debt(what="graphs", pair="p", reason="no GPU", last_run="R", last="2026-01-01T03:04:05Z", nights=12),
     ]
 
 
@@ -135,6 +160,11 @@ def test_a_forged_line_with_a_red_gate_is_refused_on_reading(tmp_path: Path) -> 
         (Sample, {"case": CASE, "metric": "m", "unit": "s", "better": "up", "values": (math.nan,)}, "finite"),
         (Sample, {"case": CASE, "metric": "m", "unit": "s", "better": "up", "values": (0.0,)}, "above zero"),
         (Verdict, {"metric": "m", "verdict": "FINE"}, "verdict is one of"),
+        (Probe, {"candidate": "a1", "answer": "perhaps"}, "answer is one of"),
+        (Probe, {"candidate": "a1", "answer": "untestable"}, "states its reason"),
+        (Step, {"name": "doctor", "status": "failed"}, "states its reason"),
+        (Bisection, {**SEARCH, "status": "found"}, "has a name"),
+        (Bisection, {**SEARCH, "posterior": (1.0,)}, "2 candidates, 1 probabilities"),
     ],
 )
 def test_an_observation_that_means_nothing_cannot_be_built(kind: type, facts: dict, message: str) -> None:
