@@ -91,9 +91,11 @@ def run(
     environment: Mapping[str, str] | None = None,
     timeout: float = 600.0,
     root: Path = ROOT,
+    python: str = sys.executable,
 ) -> Outcome:
     """Run pytest node ids (none: the test paths of the project).
 
+    python        the interpreter of a process of its own
     options       further pytest options: ("-m", "correctness"), ("--hypothesis-profile", "ci")
     environment   set in addition for the process; not with in_process
     timeout       seconds before a process is given up; a claim in this process has pytest's own limits only
@@ -105,7 +107,7 @@ def run(
         # the cache would tie one run to another
         arguments = [*claims, *options, "-p", "no:cacheprovider", f"--junitxml={report}", f"--rootdir={root}"]
         start = time.monotonic()
-        code, text = _here(arguments, root) if in_process else _apart(arguments, environment, timeout, root)
+        code, text = _here(arguments, root) if in_process else _apart(python, arguments, environment, timeout, root)
         seconds = time.monotonic() - start
         results = read_report(report)
     return Outcome(to_exit(code, results), results, text, seconds)
@@ -144,9 +146,9 @@ def read_report(path: Path) -> tuple[Result, ...]:
 
 
 def _apart(
-    arguments: Sequence[str], environment: Mapping[str, str] | None, timeout: float, root: Path
+    python: str, arguments: Sequence[str], environment: Mapping[str, str] | None, timeout: float, root: Path
 ) -> tuple[int | None, str]:
-    command = [sys.executable, "-m", "pytest", *arguments]
+    command = [python, "-m", "pytest", *arguments]
     try:
         done = subprocess.run(
             command,
@@ -171,6 +173,8 @@ def _here(arguments: Sequence[str], root: Path) -> tuple[int, str]:
     before = Path.cwd()
     # this process may have imported plugins before pytest could rewrite their assertions; it is no fault of a claim
     quiet = ["-W", "ignore::pytest.PytestAssertRewriteWarning", "-n0"]
+    # at its end it would collect the garbage of all that this process holds, a second each time
+    quiet += ["-p", "no:unraisableexception"]
     # pytest names the running test in this variable and takes it away at the end: an outer test wants it back
     running = os.environ.get("PYTEST_CURRENT_TEST")
     try:

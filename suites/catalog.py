@@ -60,7 +60,7 @@ from suites import joining
 from suites.algorithms import ALGORITHMS, TARGET_TYPES, find_pair, resolve
 from suites.joining import MissingTarget
 from suites.opened import DraftFacts, OpenDraft, OpenSpeculation, OpenTarget, Ranks, Side
-from suites.shells import towers_of
+from suites.shells import fitting, towers_of
 from suites.voice import read_voice
 
 __all__ = ("PAIRS", "SPECULATIONS", "TARGET_TYPES", "MissingTarget", "open_draft", "open_speculation", "open_target")
@@ -164,7 +164,7 @@ def open_target(
 
 
 def open_draft(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Checkpoint,
     target: OpenTarget | None = None,
     *,
     layer_ids: str | None = None,
@@ -180,6 +180,7 @@ def open_draft(
 ) -> OpenDraft:
     """Open a draft.
 
+    path         a folder, a Hub id, or an opened checkpoint, whose config may be another than its folder's
     target       gives the number of layers and, where the draft has none of its own, the embedding and the head
     layer_ids    "after_layer", "before_layer", or None for what the checkpoint states
     norm_output  what this config key means: "head", "feedback", or None for what the checkpoint states
@@ -190,7 +191,8 @@ def open_draft(
     where = _side(side, dtype, device, tp_size, exact, form)
     if target is not None and target.side != where:
         raise ValueError(f"target and draft must be opened alike: {target.side} and {where}")
-    checkpoint, ranks = open_checkpoint(path), target.ranks if target is not None else Ranks(tp_size)
+    checkpoint = path if isinstance(path, Checkpoint) else open_checkpoint(path)
+    ranks = target.ranks if target is not None else Ranks(tp_size)
     pair = PAIRS[find_pair(checkpoint, "draft", algorithm)]
     joining.refuse_side_files(checkpoint)
     if pair.name == "standalone":
@@ -200,7 +202,7 @@ def open_draft(
     config = _read_config(pair, checkpoint, **({} if norm_output is None else {"norm_output": norm_output}))
     names = getattr(config, "names", pair.page.CHECKPOINT_NAMES)
     ignore = [*pair.page.IGNORED, *getattr(config, "ignored", ())]
-    todo = checkpoints.plan(checkpoint, _wanted(pair, config), names, ignore, config.optional)
+    todo = checkpoints.plan(checkpoint, _wanted(pair, checkpoint, config), names, ignore, config.optional)
     joining.check_copies(todo, config, target)
     points = joining.find_layer_ids(checkpoint, config, todo, target, layer_ids)
     if target is not None:
@@ -249,7 +251,7 @@ def open_speculation(
 
 def _open_target(checkpoint: Checkpoint, pair: Pair, where: Side, ranks: Ranks) -> OpenTarget:
     config = _read_config(pair, checkpoint)
-    wanted = _wanted(pair, config)
+    wanted = _wanted(pair, checkpoint, config)
     ignore = [*getattr(pair.page, "IGNORED", ()), *getattr(config, "ignored", ())]
     # a shell around a text model has the head under its own prefix
     ignore += [("*lm_head.weight", TIED)] if config.tied_head else []
@@ -297,10 +299,13 @@ def _read_config(pair: Pair, checkpoint: Checkpoint, **facts: Any) -> Any:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def _wanted(pair: Pair, config: Any) -> dict[str, tuple[int, ...]]:
+def _wanted(pair: Pair, checkpoint: Checkpoint, config: Any) -> dict[str, tuple[int, ...]]:
     """Parameter names and shapes as the reference page has them, without memory."""
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in state_of(pair.reference(config)).items()}
+    try:
+        with fitting(config, len(checkpoint.headers)), torch.device("meta"):
+            return {name: tuple(value.shape) for name, value in state_of(pair.reference(config)).items()}
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint.path / checkpoints.CONFIG}: {error}") from error
 
 
 def _build(pair: Pair, checkpoint: Checkpoint, config: Any, side: Side, ranks: Ranks) -> tuple[Any, ...]:

@@ -19,9 +19,27 @@ from typing import Annotated
 
 import typer
 
+from suites.commands.causes import causes_app
 from suites.commands.desk import answer
-
-ROOT = Path(__file__).resolve().parent.parent
+from suites.commands.nights import nightly
+from suites.commands.options import (
+    GATES,
+    PAGE,
+    ROOT,
+    RUNS,
+    SIDE,
+    ZOO,
+    Gates,
+    Json,
+    Memory,
+    Profile,
+    Prompts,
+    Required,
+    Runs,
+    Zoo,
+)
+from suites.commands.searches import bisect_app
+from suites.commands.witnesses import witnesses_app
 
 app = typer.Typer(
     help="Proves a draft model before it is served.",
@@ -34,15 +52,9 @@ zoo_app = typer.Typer(help="The trained pairs that ship, and the recipe that mad
 app.add_typer(zoo_app, name="zoo")
 baseline_app = typer.Typer(help="What later runs are compared with.", no_args_is_help=True)
 app.add_typer(baseline_app, name="baseline")
-
-
-class Profile(StrEnum):
-    """How many draws each claim makes on top of its own examples."""
-
-    pinned = "pinned"
-    quick = "quick"
-    ci = "ci"
-    nightly = "nightly"
+app.add_typer(bisect_app, name="bisect")
+app.add_typer(causes_app)
+app.add_typer(witnesses_app)
 
 
 class Kind(StrEnum):
@@ -58,24 +70,10 @@ class Kind(StrEnum):
 class Part(StrEnum):
     """What `bench` measures."""
 
+    ops = "ops"
     acceptance = "acceptance"
     decode = "decode"
     all = "all"
-
-
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON on stdout, and nothing else there.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
-Required = Annotated[
-    list[str] | None, typer.Option("--require", help="gpu or multi_gpu: exit 6 where this machine has none.")
-]
-Zoo = Annotated[Path, typer.Option("--zoo", help="The folder of trained pairs.")]
-Memory = Annotated[bool, typer.Option("--memory", help="Published sizes of the pairs, and what each rank holds.")]
-RUNS = ROOT / "runs"
-ZOO = ROOT / "suites" / "zoo"
-PAGE = ROOT / "reports" / "out" / "index.html"
-Gates = Annotated[Path, typer.Option("--gates", help="The file of gates, TOML.")]
-GATES = ROOT / "reports" / "gates.toml"
-SIDE = "Run id, record file or folder, URL, or baseline:NAME."
 
 
 @app.command()
@@ -137,15 +135,22 @@ def audit(
     ] = None,
     norm_output: Annotated[str | None, typer.Option(help="head or feedback, where the file is silent.")] = None,
     engine: Annotated[list[str] | None, typer.Option(help="Only this engine; may be given several times.")] = None,
+    identify: Annotated[bool | None, typer.Option(help="Measure what the weights say; small targets: yes.")] = None,
+    prompts: Prompts = None,
+    num_sequences: Annotated[int, typer.Option(min=2, help="Texts that are read, from the first on.")] = 256,
+    own_continuations: Annotated[bool, typer.Option(help="Measure on what the target itself says next.")] = False,
+    costs: Annotated[bool, typer.Option(help="Measure what each engine's wrong reading costs.")] = False,
+    runs: Runs = RUNS,
     json: Json = False,
 ) -> int:
-    """A checkpoint on the stand: every tensor accounted for, and how each engine would read it."""
+    """A checkpoint on the stand: every tensor accounted for, how each engine would read it, what its weights say."""
     from suites.commands.audit import Options
-    from suites.commands.audit import audit as work
+    from suites.commands.audited import audited as work
+    from suites.commands.runs import begin
 
-    engines = tuple(engine or ())
-    asked = Options(target, draft, headers_only, written_by, layer_ids, norm_output, engines)
-    return answer(json, lambda desk: work(desk, asked))
+    measured = (identify, prompts, num_sequences, own_continuations, costs)
+    words = (headers_only, written_by, layer_ids, norm_output, tuple(engine or ()))
+    return answer(json, lambda desk: work(desk, partial(begin, runs), Options(target, draft, *measured, *words)))
 
 
 @app.command()
@@ -168,9 +173,7 @@ def convert(
 def bench(
     part: Part,
     pair: Annotated[list[str] | None, typer.Option(help="Only this shipped pair; may be given several times.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Spec-Bench *.jsonl, or plain text with one prompt a line.")
-    ] = None,
+    prompts: Prompts = None,
     num_prompts: Annotated[int, typer.Option(help="Prompts that are answered, from the first on.")] = 80,
     num_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 64,
     num_draft_tokens: Annotated[int, typer.Option("--num-draft-tokens", "-K", help="Drafts a verify.")] = 3,
@@ -179,17 +182,23 @@ def bench(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     big: Annotated[bool, typer.Option(help="Also time a random model of 100 M parameters.")] = True,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="Of `ops`: a published shape; Llama-3.1-8B's if none.")
+    ] = None,
+    ab: Annotated[str, typer.Option(metavar="REV", help="This commit against that one, processes taking turns.")] = "",
+    processes: Annotated[int, typer.Option(help="Of --ab: processes a side.")] = 5,
     profile: Annotated[Profile, typer.Option(help="Of the claims that must hold first.")] = Profile.quick,
     zoo: Zoo = ZOO,
+    believe: Annotated[str, typer.Option(metavar="DIR", help="A run over these very files that held the claims.")] = "",
     runs: Runs = RUNS,
     json: Json = False,
 ) -> int:
-    """Measure acceptance and tokens/s of the shipped pairs, once their claims hold."""
-    from suites.commands.bench import Options
+    """Measure acceptance, tokens/s and operations of the shipped pairs, once their claims hold."""
+    from suites.commands.bench import PARTS, Options, against
     from suites.commands.bench import bench as work
     from suites.commands.runs import begin
 
-    parts = ("acceptance", "decode") if part is Part.all else (part.value,)
+    parts = PARTS if part is Part.all else (part.value,)
 
     def asked() -> Options:
         return Options(
@@ -204,22 +213,55 @@ def bench(
             threads=threads,
             big=big,
             zoo=zoo,
+            shapes=tuple(shape or ()),
         )
 
-    return answer(json, lambda desk: work(desk, partial(begin, runs, profile), parts, asked(), profile))
+    if ab:
+        return answer(json, lambda desk: against(desk, ab, part.value, asked(), profile, runs, processes))
+    return answer(json, lambda desk: work(desk, partial(begin, runs, profile, believe), parts, asked(), profile))
+
+
+@app.command()
+def probe(
+    url: Annotated[str, typer.Option(help="Where the engine listens: http://HOST:PORT.")],
+    engine: Annotated[str, typer.Option(help="vllm or sglang.")],
+    target: Annotated[Path | None, typer.Option(help="The target's folder, for the reference.")] = None,
+    draft: Annotated[Path | None, typer.Option(help="The draft's folder, for the reference.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="As of `bench`.")] = None,
+    num_prompts: Annotated[int, typer.Option(help="Prompts that are asked, from the first on.")] = 80,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of each answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    model: Annotated[str, typer.Option(help="The served model; needed where there are several.")] = "",
+    within: Annotated[float, typer.Option(help="Share of the reference's length that is no difference.")] = 0.05,
+    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 60.0,
+    retries: Annotated[int, typer.Option(help="Tries after the first one.")] = 3,
+    api_key_env: Annotated[str, typer.Option(help="Environment variable that holds the engine's key.")] = "",
+    json: Json = False,
+) -> int:
+    """The acceptance of a running engine in our words, held against the reference on the same prompts."""
+    from suites.commands.probe import Asked, Options
+    from suites.commands.probe import probe as work
+
+    def asked() -> Options:
+        how, reference = Asked(num_tokens, temperature), (target, draft)
+        return Options(url, engine, *reference, prompts, num_prompts, how, model, within, timeout, retries, api_key_env)
+
+    return answer(json, lambda desk: work(desk, asked()))
 
 
 @app.command()
 def report(
-    names: Annotated[list[str], typer.Argument(metavar="RUN..", help="Run ids, record files or folders.")],
+    names: Annotated[list[str], typer.Argument(metavar="RUN..", help="Run ids, record files, folders or URLs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page to write.")] = PAGE,
+    md: Annotated[Path | None, typer.Option("--md", help="Also write a summary for a pull request.")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML.")] = None,
     runs: Runs = RUNS,
     json: Json = False,
 ) -> int:
     """One offline HTML page of what runs recorded."""
     from suites.commands.runs import report as work
 
-    return answer(json, lambda desk: work(desk, names, out, runs))
+    return answer(json, lambda desk: work(desk, names, out, runs, md, junit))
 
 
 @app.command()
@@ -296,6 +338,9 @@ def doctor(require: Required = None, json: Json = False) -> int:
     from suites.commands.doctor import doctor as work
 
     return answer(json, lambda desk: work(desk, require or ()))
+
+
+app.command("nightly")(nightly)
 
 
 @zoo_app.command("show")

@@ -21,7 +21,7 @@ SIZES = ("Llama-3.1-8B", "Qwen3-30B-A3B", "DeepSeek-V2-Lite", "DeepSeek-V3", "ge
 def configurations(every: bool) -> dict[str, Launch]:
     """By a name that tells the kernel and who launches it first.
 
-    every  of all published sizes and buckets; otherwise two of each kernel: the first of a few sizes, and the last
+    every  of all published sizes and buckets; otherwise one of each kernel: the first of a few sizes
     """
     found: dict[Launch, str] = {}
 
@@ -42,14 +42,11 @@ def configurations(every: bool) -> dict[str, Launch]:
                 layers = [launch for layer in pass_.layers for launch in layer.launches]
                 note(f"{size}, {rows} rows", [*layers, *pass_.around, *pass_.head])
     names = named(found)
-    return names if every else {name: launch for name, launch in names.items() if name in _ends(names)}
+    return names if every else {name: launch for name, launch in names.items() if name in _firsts(names)}
 
 
-def _ends(names: dict[str, Launch]) -> set[str]:
-    """The first and the last of each kernel."""
-    first = {launch.kernel: name for name, launch in reversed(names.items())}
-    last = {launch.kernel: name for name, launch in names.items()}
-    return {*first.values(), *last.values()}
+def _firsts(names: dict[str, Launch]) -> set[str]:
+    return set({launch.kernel: name for name, launch in reversed(names.items())}.values())
 
 
 def named(found: dict[Launch, str]) -> dict[str, Launch]:

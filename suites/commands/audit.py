@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +14,39 @@ from harness.headers import CONFIG
 from harness.runner import Exit
 from suites.algorithms import find_pair
 from suites.audit.accounting import Account, Fault, account, config_of, join_faults, open_headers
+from suites.audit.costs import Costs
 from suites.audit.engines import INTENDED, REFUSES, WRONGLY, judge_all, meaning
+from suites.audit.texts import Sample
 from suites.commands.desk import Answer, Desk, UsageFault
+from suites.commands.identify import Asked, charge, measure, open_sample, show
 from suites.dialects import DIALECTS, DRAFTPROOF, ENGINES
 from suites.formats.reading import DRAFTS, Refusal
 from suites.formats.writing import convert as write
 from suites.formats.writing import put
+from suites.opened import OpenTarget
 
 MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Asked):
     """What was asked for."""
 
-    target: Path
-    draft: Path
     headers_only: bool = False
     written_by: str | None = None
     layer_ids: str | None = None
     norm_output: str | None = None
     engines: tuple[str, ...] = ()
+
+    @cached_property
+    def opened(self) -> tuple[OpenTarget, Checkpoint, Sample] | str:
+        """What is measured on, opened once; or why not."""
+        return open_sample(self)
+
+    @property
+    def words(self) -> dict[str, str | None]:
+        """What the caller says about the draft."""
+        return {"layer_ids": self.layer_ids, "norm_output": self.norm_output, "written_by": self.written_by}
 
 
 @dataclass(frozen=True)
@@ -43,16 +56,19 @@ class Section:
     name: str
     facts: Any
     is_fault: bool
+    is_open: bool = False
+    """whether something was asked for and nothing could be told"""
 
 
 def audit(desk: Desk, asked: Options) -> Answer:
-    """Every section in turn; GATE_FAILED where one found a fault."""
+    """Every section in turn; GATE_FAILED where one found a fault, INCONCLUSIVE where one could tell nothing."""
     _check_words(asked)
     sections = [section(desk, asked) for section in SECTIONS]
     wrong = [section.name for section in sections if section.is_fault]
     desk.say("no fault was found" if not wrong else f"faults: {', '.join(wrong)}")
     facts = {section.name: section.facts for section in sections}
-    return Answer(Exit.GATE_FAILED if wrong else Exit.PASSED, {**facts, "faults": wrong})
+    unknown = Exit.INCONCLUSIVE if any(section.is_open for section in sections) else Exit.PASSED
+    return Answer(Exit.GATE_FAILED if wrong else unknown, {**facts, "faults": wrong})
 
 
 def accounting(desk: Desk, asked: Options) -> Section:
@@ -67,7 +83,7 @@ def accounting(desk: Desk, asked: Options) -> Section:
     faults = [fault for one in accounts for fault in one.faults] + joined
     if faults:
         desk.table("Faults", ("kind", "what"), [(fault.kind, fault.text) for fault in faults])
-    told: dict[str, Any] = {one.kind if i else "target": _told(one) for i, one in enumerate(accounts)}
+    told: dict[str, Any] = {name: _told(one) for name, one in zip(("target", "draft"), accounts, strict=True)}
     told["join"] = [fault.text for fault in joined]
     return Section("accounting", told, bool(faults))
 
@@ -84,19 +100,40 @@ def engines(desk: Desk, asked: Options) -> Section:
     meant = meaning(_stated(draft, asked), layers, kind, asked.written_by)
     verdicts = judge_all(draft, meant, layers, kind, _same_tables(draft, asked))
     verdicts = [verdict for verdict in verdicts if not asked.engines or verdict.dialect in asked.engines]
+    if asked.costs and not isinstance(meant, Refusal) and not isinstance(asked.opened, str):
+        opened, checkpoint, sample = asked.opened
+        verdicts = charge(desk, Costs(checkpoint, opened, meant, sample.texts, sample.rows), verdicts)
     if isinstance(meant, Refusal):
         desk.say(f"what the draft means is not settled: {meant.reason}")
     else:
         desk.say(f"meant, as {meant.dialect} reads it: capture points {meant.points}")
-    rows = [(v.dialect, v.version, v.outcome, _why(v), v.remedy) for v in verdicts]
-    desk.table("Engines", ("engine", "version", "loads", "what it would do", "what makes it right"), rows)
+    rows = [(v.dialect, v.version, v.outcome, _why(v), v.cost or "", v.remedy) for v in verdicts]
+    desk.table("Engines", ("engine", "version", "loads", "what it would do", "cost", "what makes it right"), rows)
     bad = {WRONGLY, REFUSES} if asked.engines else {WRONGLY}
     is_fault = isinstance(meant, Refusal) or any(v.outcome in bad for v in verdicts)
     settled = {"refused": meant.reason} if isinstance(meant, Refusal) else {"capture_points": list(meant.points)}
     return Section("engines", {"meant": settled, "verdicts": [v.facts() for v in verdicts]}, is_fault)
 
 
-SECTIONS: list[Callable[[Desk, Options], Section]] = [accounting, engines]
+def identification(desk: Desk, asked: Options) -> Section:
+    """Which facts the draft was trained with, and whether its config says the same."""
+    name, wanted = "identification", asked.is_asked and asked.identify is not False
+    if asked.headers_only or asked.identify is False:
+        return Section(name, {"note": "not asked for"}, False)
+    if isinstance(asked.opened, str):
+        desk.say(f"not measured: {asked.opened}")
+        return Section(name, {"note": asked.opened}, False)
+    target, draft, sample = asked.opened
+    try:
+        measured = measure(desk, target, draft, sample, asked.words)
+    except CheckpointError as error:
+        desk.say(f"not measured: {error}")
+        return Section(name, {"note": str(error)}, False, is_open=wanted)
+    show(desk, measured)
+    return Section(name, measured.facts(), bool(measured.contradicted), is_open=wanted and not measured.is_told)
+
+
+SECTIONS: list[Callable[[Desk, Options], Section]] = [accounting, engines, identification]
 """in this order; what is measured from weights and text comes after what is read from headers"""
 
 
@@ -223,5 +260,7 @@ def _told(one: Account) -> Mapping[str, Any]:
                     for e in one.entries],
         "faults": [{"kind": f.kind, "name": f.name, "text": f.text} for f in one.faults],
         "splits": {str(ranks): found for ranks, found in one.splits.items()},
+        "shards": [{"parameter": s.parameter, "count": s.count, "split": s.split,
+                    "shapes": {str(ranks): shape for ranks, shape in s.shapes.items()}} for s in one.shards],
         "notes": list(one.notes),
     }  # fmt: skip

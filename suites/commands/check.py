@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from harness import pinning
 from harness.record import Check, Recorder, read
 from harness.runner import ROOT, Exit, Outcome, run
 from suites.commands.desk import Answer, Desk, MissingCapability, UsageFault
@@ -65,7 +66,11 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def workers(profile: str) -> list[str]:
-    """Two processes, where there are two cores and enough work to pay for a second start."""
+    """Two processes, where there are two cores and enough work to pay for a second start; or one for each GPU."""
+    if os.environ.get(pinning.SWITCH) == pinning.EACH:
+        return ["-n", str(max(1, pinning.counted())), "--dist", "worksteal"]
+    if os.environ.get(pinning.SWITCH) == pinning.ALL:
+        return []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ["-n", "2", "--dist", "worksteal"] if cores > 1 and profile != "pinned" else []
 

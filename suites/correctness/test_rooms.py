@@ -40,8 +40,8 @@ DOORS = {
 }
 KERNELS = "optimized.ops.kernels"
 TRITON_FORM = "optimized/ops/launch.py"
-# the form in three files: what every target asks, what mixtures of experts do, what latent attention does
-TRITON_FILES = {TRITON_FORM, "optimized/ops/launch_mixture.py", "optimized/ops/launch_latent.py"}
+# the form in four files: what every target asks, what mixtures of experts and latent attention do, and what they share
+TRITON_FILES = {TRITON_FORM, *(f"optimized/ops/{name}.py" for name in ("launch_mixture", "launch_latent", "launches"))}
 
 LONGEST_FILE, LONGEST_BODY = 400, 40
 # what is longer, and why it is not cut

@@ -109,7 +109,7 @@ def test_its_own_draft_leaves_the_text_alone(name: str, side: str, profile: str)
     plain = speculation.generate(prompts, num_tokens, 0).tokens
 
     for num_drafts in DRAFTS:
-        for rows in (slice(0, 3), slice(2, 3)):
+        for rows in (slice(0, 3), slice(2, 3)) if num_drafts == 3 or profile == "nightly" else (slice(0, 3),):
             said = speculation.generate(prompts[rows], num_tokens, num_drafts)
             bit_equal("tokens", said.tokens, plain[rows])
 
