@@ -13,7 +13,12 @@ from reports.store import Records
 Facts = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 
-TONES = {"passed": ("good", "Sound"), "failed": ("bad", "Faulty"), "unclear": ("unsure", "Not settled")}
+TONES = {
+    "passed": ("good", "Sound"),
+    "failed": ("bad", "Faulty"),
+    "misread": ("bad", "Sound, but misread"),
+    "unclear": ("unsure", "Not settled"),
+}
 GRAVEST = ("failed", "unclear", "passed")
 SHOWN = 400
 """tensors in the key map; the others are counted"""
@@ -50,7 +55,7 @@ def build(now: Records, every: Records) -> Section | None:
 
 def stand(audit: Audit, place: int) -> Stand:
     """The record of one audit in words, tables and a drawing."""
-    tone, badge = TONES[audit.outcome]
+    tone, badge = TONES["misread" if is_misread(audit) else audit.outcome]
     accounts, engines = audit.facts["accounting"], audit.facts["engines"]
     identified = audit.facts.get("identification", {})
     answers = list(identified.get("facts", ()))
@@ -86,7 +91,16 @@ def sentence(audit: Audit, engines: Facts, answers: Sequence[Facts]) -> str:
         parts.append(f"{told} of {counted(len(answers), 'fact')} identified from its weights")
     faults = audit.facts.get("faults", ())
     found = f"Faults in: {', '.join(faults)}" if faults else "No fault was found"
+    if is_misread(audit):
+        wrong = [verdict["engine"] for verdict in engines["verdicts"] if verdict["outcome"] == "wrongly"]
+        found = f"Its tensors and facts are sound; read wrongly by {', '.join(wrong)}"
     return f"{found}. {'; '.join(parts)}."
+
+
+def is_misread(audit: Audit) -> bool:
+    """Whether all that is wrong is how engines read it."""
+    outcomes = [verdict["outcome"] for verdict in audit.facts["engines"].get("verdicts", ())]
+    return list(audit.facts.get("faults", ())) == ["engines"] and "wrongly" in outcomes
 
 
 def changes(facts: Facts) -> list[str]:
@@ -174,7 +188,7 @@ def forest(name: str, answers: Sequence[Facts], identified: Facts) -> Plot | Non
         list_rows(axes, [lines(f"{answer['fact']}: {answer['value']}, not {answer['closest']['value']}", 30)
                          for answer in drawn])  # fmt: skip
         axes.margins(x=0.2)
-        axes.set(xlabel="nats a token worse than the stated reading")
+        axes.set(xlabel="nats a token worse than stated")
 
     told = "; ".join(
         f"{a['fact']} {a['value']} against {a['closest']['value']}: {a['closest']['nats']:+.4f}, "

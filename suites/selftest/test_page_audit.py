@@ -70,6 +70,13 @@ def test_verdict_then_changes_then_evidence(tmp_path: Path) -> None:
     assert places == sorted(places)
 
 
+def test_a_sound_draft_that_an_engine_misreads_is_called_so(tmp_path: Path) -> None:
+    text = page_of(tmp_path, failed(faults=["engines"]))
+
+    assert "Sound, but misread" in text
+    assert "Its tensors and facts are sound; read wrongly by e" in text
+
+
 def test_every_table_says_what_the_record_says(tmp_path: Path) -> None:
     text = page_of(tmp_path, failed()).replace("\N{NO-BREAK SPACE}", " ")
 
