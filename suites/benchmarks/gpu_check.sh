@@ -6,7 +6,7 @@
 #
 # A part holds the claims of its pairs first, natively (kernels compiled, bfloat16): red means no speed. Then every shape
 # is one step that ends in a record of its own. A step that is done is not done again, so a part that was cut off goes on
-# where it stopped; one that would not end in time is left for the next call. Nothing needs to be installed beyond
+# where it stopped; one that would not end in time is left for the next call. Nothing needs to be installed beyond a
 # python3 with torch, triton, transformers and pytest. The last thing printed is a short table.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 3
@@ -14,7 +14,9 @@ if [ "${1:-}" = --dry-run ]; then parts="1 2 3" kind=dry device=cpu; else
     case "${1:-}" in 1 | 2 | 3) parts=$1 ;; all) parts="1 2 3" ;; *) sed -n '2,5p' "$0" >&2; exit 2 ;; esac
     kind=gpu device=cuda
 fi
-folder=${2:-reports/records} python=${PYTHON:-python3} limit=${LIMIT_S:-570}
+own=python3
+if [ -x .venv/bin/python ]; then own=.venv/bin/python; fi
+folder=${2:-reports/records} python=${PYTHON:-$own} limit=${LIMIT_S:-570}
 mkdir -p "$folder"
 done_file="$folder/$kind-steps.txt" start=$SECONDS status=0
 touch "$done_file"
