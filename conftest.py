@@ -125,9 +125,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """What was imported stays: no collection of garbage needs to walk through it again."""
-    gc.collect()
-    gc.freeze()
-    atexit.register(gc.unfreeze)
+    if gc.get_freeze_count() == 0:  # a session inside a session has nothing to add
+        gc.collect()
+        gc.freeze()
+        atexit.register(gc.unfreeze)
 
 
 @pytest.hookimpl(wrapper=True)

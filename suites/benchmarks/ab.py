@@ -7,14 +7,14 @@ alike; what a process keeps for itself (addresses, a first allocation, a clock t
 
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.environment import ROOT
 from harness.runner import Exit
 from harness.ulid import new_run_id
+from suites.bisect.commits import git, sha_of
+from suites.bisect.worktrees import Worktrees
 from suites.commands.desk import Answer, Desk, UsageFault
 
 HERE = "HEAD"
@@ -37,10 +37,15 @@ def race(desk: Desk, revision: str, arguments: Sequence[str], runs: Path, proces
     sides = {"a": commit_of(revision, root), "b": commit_of(HERE, root)}
     folder, worst = (runs / f"ab-{new_run_id()}").resolve(), Exit.PASSED
     turns = order(processes)
-    with worktrees(sides, root) as trees, desk.progress() as progress:
+    with (
+        Worktrees(root) as trees,
+        trees.at(sides["a"]) as old,
+        trees.at(sides["b"]) as new,
+        desk.progress() as progress,
+    ):
         bar = progress.add_task("processes", total=len(turns))
         for turn in turns:
-            code = one(trees[turn], [*arguments, "--runs", str(folder / turn)], desk.say)
+            code = one(new if turn == "b" else old, [*arguments, "--runs", str(folder / turn)], desk.say)
             worst = code if worst == Exit.PASSED else worst
             progress.advance(bar)
             if code not in (Exit.PASSED, Exit.INCONCLUSIVE):
@@ -75,36 +80,14 @@ def one(tree: Path, arguments: Sequence[str], say: Callable[[str], None]) -> Exi
     return code
 
 
-@contextmanager
-def worktrees(sides: dict[str, str], root: Path) -> Iterator[dict[str, Path]]:
-    """A worktree of every side's commit, gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="draftproof-ab-") as folder:
-        trees = {side: Path(folder, side) for side in sides}
-        made = []
-        try:
-            for side, commit in sides.items():
-                git(root, "worktree", "add", "--detach", str(trees[side]), commit)
-                made.append(side)
-            yield trees
-        finally:
-            for side in made:
-                git(root, "worktree", "remove", "--force", str(trees[side]))
-
-
 def commit_of(revision: str, root: Path) -> str:
     """The commit that a revision names; UsageFault where there is none."""
     try:
-        return git(root, "rev-parse", "--verify", "--end-of-options", f"{revision}^{{commit}}")
-    except subprocess.CalledProcessError as error:
-        raise UsageFault(f"{revision!r} names no commit of {root}: {error.stderr.strip()}") from error
+        return sha_of(root, revision)
+    except UsageFault as error:
+        raise UsageFault(f"{revision!r} names no commit of {root}") from error
 
 
 def dirty(root: Path) -> bool:
     """Whether tracked files differ from their commit."""
     return bool(git(root, "status", "--porcelain", "--untracked-files=no"))
-
-
-def git(root: Path, *arguments: str) -> str:
-    """What git says."""
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
